@@ -26,7 +26,7 @@ class Activity(NamedTuple):
     seen: float | None
 
 
-class Wanted(NamedTuple):
+class OpenItem(NamedTuple):
     """An item that needs answers: how many are missing, and who has finished with it."""
 
     item: int
@@ -74,13 +74,13 @@ class Desk:
         row = self._file.db.execute(f"SELECT min(done_at) FROM rating WHERE {_GIVEN}").fetchone()
         return float(row[0] or 0.0)
 
-    def wanted(self) -> list[Wanted]:
+    def wanted(self) -> list[OpenItem]:
         """The items that need answers."""
         rows = self._file.db.execute(
             "SELECT id, need - answered AS missing, (SELECT json_group_array(labeler) FROM rating WHERE item = item.id"
             " AND done) AS done_by FROM item WHERE gold IS NULL AND answered < need ORDER BY id"
         )
-        return [Wanted(row["id"], row["missing"], frozenset(json.loads(row["done_by"]))) for row in rows]
+        return [OpenItem(row["id"], row["missing"], frozenset(json.loads(row["done_by"]))) for row in rows]
 
     def disputes(self) -> tuple[int, int]:
         """The number of disputed items, and of those without a verdict."""

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from alignment.ratings.agreement import Label, alpha_estimate
-from alignment.ratings.desk import Activity, Wanted
+from alignment.ratings.desk import Activity, OpenItem
 from alignment.ratings.items import votes_of
 from alignment.ratings.names import near
 from alignment.ratings.pairs import pairs_with_choices
@@ -158,7 +158,7 @@ def _agreement(items: Sequence[Item], votes: Sequence[Rating]) -> Row:
     }
 
 
-def _people_warnings(people: Sequence[Row], wanted: Sequence[Wanted]) -> list[str]:
+def _people_warnings(people: Sequence[Row], wanted: Sequence[OpenItem]) -> list[str]:
     raters = {row["labeler"] for row in people if not row["referee"] and (row["invited"] or row["began"])}
     short = sum(each.missing > len(raters - each.done_by) for each in wanted) if raters else 0
     found = []
