@@ -74,7 +74,7 @@ class RatingApp(App[int]):
         Binding("f", "flag", "Flag"),
         Binding("c", "comment", "Comment"),
         Binding("e", "write('rewrites')", "Rewrite"),
-        Binding("m", "write('comments')", "Comment on answers"),
+        Binding("m", "write('comments')", "Notes"),
         Binding("x", "mark", "Mark"),
         Binding("u", "undo", "Undo"),
         Binding("question_mark", "help", "Help"),

@@ -146,9 +146,7 @@ class Marking(ModalScreen[dict[int, list[Mark]]]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="writing") as panel:
-            panel.border_title = Content(
-                " Select what is wrong with Shift and the arrows or the mouse, then press its number "
-            )
+            panel.border_title = Content(" Select what is wrong, then press its number ")
             yield SafeTextArea("", id="text", read_only=True)
             yield Text(id="kinds")
             yield Text(id="marked")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from textual.content import Content
 
@@ -185,9 +185,10 @@ ALL_KEYS = [
 
 def key_table(kind: str, asked: Questionnaire) -> Content:
     """All keys on an item of this kind of which this is asked."""
-    reasons = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
-    reasons += [("e", "rewrite an answer as it should have been")] * asked.rewrite
-    reasons += [("m", "comment on single answers")] * asked.comments
-    reasons += [("x", "mark what is wrong in the answers")] * bool(asked.spans)
-    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *reasons, *ALL_KEYS]
+    marking = "mark what is wrong in the answers: Shift and arrows, or the mouse, then a number"
+    asks: list[tuple[str, str]] = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
+    asks += [("e", "rewrite an answer as it should have been")] * asked.rewrite
+    asks += [("m", "comment on single answers")] * asked.comments
+    asks += [("x", marking)] * bool(asked.spans)
+    rows = [*keys_of(kind), *asks, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

@@ -33,7 +33,8 @@ class StoreSettings:
     @property
     def guideline(self) -> str:
         """The guideline that labelers read; empty if there is none. Another text is its next version."""
-        return self.wordings("guideline")[-1].text if self.wordings("guideline") else ""
+        versions = self.wordings("guideline")
+        return versions[-1].text if versions else ""
 
     @guideline.setter
     def guideline(self, text: str) -> None:
@@ -41,9 +42,10 @@ class StoreSettings:
 
     def questionnaire(self, version: int | None) -> Questionnaire:
         """What labelers are asked beside the choice by a version of the questions; nothing by None."""
+        if version is None:
+            return Questionnaire()
         texts = {wording.version: wording.text for wording in self.wordings("questions")}
-        text = texts.get(version or 0, "")
-        return Questionnaire.model_validate_json(text) if text else Questionnaire()
+        return Questionnaire.model_validate_json(texts.get(version) or "{}")
 
     def ask(self, questionnaire: Questionnaire) -> None:
         """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""

@@ -27,6 +27,7 @@ from alignment.registry.trash import (
     Key,
     delete_tree,
     drop_note,
+    in_transit,
     noted,
     parents_of,
     restore_version,
@@ -150,8 +151,10 @@ def _gaps(registry: Registry, name: str) -> Iterator[RegistryProblem]:
             following = version_folder(registry.path, (name, last + 1))
             fix = f"restore their folders from a backup; or, if nobody made v{last + 1}, move {following} elsewhere"
         yield RegistryProblem("gap", where, problem, fix)
-    for number in sorted(numbers & removed):
-        key = (name, number)
+    for key in [(name, number) for number in sorted(numbers & removed)]:
+        if in_transit(registry.path, key):
+            continue
+        number = key[1]
         problem = "it is noted as removed and still here: a removal was cut off"
         fix = f"delete models/{name}/{REMOVED}/v{number:06d}.json"
         yield RegistryProblem(

@@ -127,6 +127,7 @@
     questions.forEach((question, place) => { question.hidden = place !== now; });
     for (const part of [one("#choices"), one("#more [value=b]")]) if (part) part.hidden = open >= 0;
     one("#step-back").hidden = now === 0;
+    one("[form=undo]").hidden = now !== 0; // it comes back with the first question
     return now;
   };
   let arrow = false; // the arrow keys of a group of radio buttons look around in it

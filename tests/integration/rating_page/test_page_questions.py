@@ -166,6 +166,10 @@ def test_one_key_each_in_a_real_browser(server, store, browser):
     browser.wait(NEXT.format(""))
     first = browser.evaluate(RATING)
     assert browser.evaluate("document.querySelectorAll('fieldset.question:not([hidden])').length") == 1
+    controls = {"button", "checkbox", "radio", "textbox", "DisclosureTriangle"}
+    for node in browser.send("Accessibility.getFullAXTree")["nodes"]:
+        if not node.get("ignored") and node["role"]["value"] in controls:
+            assert node["name"]["value"].strip(), node
     press("b")  # no answer to an attribute
     press("2", "2 of 4, A: Is it true?")
     press("w")
@@ -197,10 +201,13 @@ def test_one_key_each_in_a_real_browser(server, store, browser):
     browser.look(360, 740, phone=True)
     browser.pause(0.6)
     for asks in ("2 of 4, A: Is it true?", "3 of 4, B: Is it true?", "4 of 4: Which would you rather get?"):
-        wide, inner = browser.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        assert wide <= inner
         browser.evaluate("document.querySelector('fieldset.question:not([hidden]) input').click()")
         browser.wait(f"{ASKS} == {asks!r}")
+        wide, inner, steps = browser.evaluate(
+            "[document.documentElement.scrollWidth, innerWidth,"
+            " [...document.querySelectorAll('#answer .step')].filter(each => each.offsetWidth > 20).length]"
+        )
+        assert wide <= inner and steps == 7  # those of the question that is asked
 
 
 @pytest.mark.browser
