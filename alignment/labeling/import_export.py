@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from alignment.data.formats import UNFORESEEN, unforeseen
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
@@ -172,6 +173,10 @@ class _Import:
         options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
         try:
             read = self.chosen.read(row, options)
+        except (BadRow, UserError):
+            raise
+        except UNFORESEEN as error:
+            raise unforeseen(error, self.chosen.title) from error
         finally:
             if self.first_uncertain is None and not all(self.numbers.values()):
                 self.first_uncertain = place
