@@ -307,7 +307,7 @@ class RatingApp(App[int]):
         end = self.query_one("#end", Text)
         end.display = assignment is None
         if assignment is None:
-            end.update(tui_text.end(self.sitting.progress))
+            end.update(tui_text.end(self.sitting.progress, self.sitting.nothing))
             return
         self._draw_texts()
         for index, box in enumerate(self.query(".answer").results(Text)):
@@ -349,6 +349,7 @@ class RatingApp(App[int]):
             texts = tui_text.rank_choices(ranking, width)
         else:
             texts = tui_text.single_choices(width, *[""] * bool(self._question))
+        self.query_one("#choices").set_class(self.sitting.state == "wait", "told")  # else a long text would be cut
         for box, text in zip(self.query("#choices > Text").results(Text), texts, strict=True):
             box.display = bool(text)
             box.update(text)
