@@ -84,7 +84,7 @@ def test_two_processes_give_the_same_bytes(house, capsys):
 
 def test_a_killed_run_goes_on_where_it_was(house, capsys):
     Path("many.jsonl").write_text(Path("pairs.jsonl").read_text() * 12)
-    command = ["score", "sft", "many.jsonl", "--batch-size", "4", "--json", "--out"]
+    command = ["score", "sft", "many.jsonl", "--batch-size", "4", "--json", "--no-record", "--out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "alignment.cli.main", *command, "killed.jsonl"],
         env=launching.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
