@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, DataPart
+from alignment.data.attributes import AttributeReader
 from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
@@ -32,12 +34,18 @@ from reward.questions import Note, Question, QuestionBuilder, combine_votes
 Judgement = Comparison | CompletionRating
 
 
-def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> RowSource:
+def open_ratings(
+    part: DataPart,
+    config: DataConfig,
+    labelers: Collection[str] | None = None,
+    attributes: AttributeReader | None = None,
+) -> RowSource:
     """Open the judgements of a ratings file, which is recognized by its header; any other source is opened unchanged.
 
     Args:
         labelers: only these labelers count, named as in votes (`reward.labelers.resolved`); None: all. The rows of a
             data file are not filtered here; its fingerprint names the labelers that are used.
+        attributes: which are judged; None: the answers as a whole.
     """
     if not is_ratings_file(part.path):
         source = open_source(part, config)
@@ -54,7 +62,19 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is not None:
             names = [name for name in names if store.people.labeler_hash(name) in labelers]
         fingerprint = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-    return RowSource(rated_items(part.path, labelers), lambda: fingerprint)
+    return RowSource(_judged(rated_items(part.path, labelers), attributes), lambda: fingerprint)
+
+
+def _judged(rows: Rows, attributes: AttributeReader | None) -> Rows:
+    """Those judgements of a ratings file that are of the attributes; None: those of the answers as a whole."""
+    for where, row in rows:
+        if not isinstance(row, Comparison | CompletionRating):
+            yield where, row
+        elif attributes is None:
+            if not row.attribute:
+                yield where, row
+        elif (judged := attributes.of_record(row)) is not None:
+            yield where, judged
 
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
@@ -107,11 +127,12 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
         DataError: see `alignment.data.reading.Reading`; there is no rated item, no rating by one of
             `settings.labelers`, or no usable data for the objective or the margin.
     """
-    read: Callable[..., Sequence[Judgement]] = to_judgements
-    find: Callable[[DataPart, DataConfig], RowSource] = open_ratings
+    attributes = AttributeReader(settings.attributes) if settings.attributes else None
+    read: Callable[..., Sequence[Judgement]] = attributes or to_judgements
+    find = partial(open_ratings, attributes=attributes)
     if labelers := frozenset(resolved(settings.labelers, config)):
-        read, find = partial(judgements_by, labelers), partial(open_ratings, labelers=labelers)
-    train, held_out = train_and_eval(config, read, find)
+        read, find = partial(judgements_by, labelers, read=read), partial(find, labelers=labelers)
+    train, held_out = train_and_eval(config, read, find, () if attributes is None else attributes.columns)
     where = config.parts[0].path
     rated = [row for row in train.items if isinstance(row, CompletionRating)]
     if settings.objective == "regression":
@@ -127,6 +148,8 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
             f"{where}: the {len(rated)} training ratings give no pair: no two are of the same prompt and labeler; "
             "rate several completions of each prompt, or set reward.objective=regression"
         )
+    if attributes is not None:
+        _check_attributes(where, attributes, pairs)
     if all(row.target == 0.5 for row in pairs):
         raise DataError(
             f"{where}: each of the {len(pairs)} training pairs is a tie, so there is nothing to learn; rate more pairs"
@@ -137,6 +160,28 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
             "vote here has one; set reward.margin=0"
         )
     return train, held_out
+
+
+def _check_attributes(where: str, attributes: AttributeReader, pairs: Sequence[Comparison]) -> None:
+    """Refuse an attribute that no training pair decides: its head would stay as it was drawn.
+
+    Raises:
+        DataError: names it, and the attributes that there are.
+    """
+    for name in attributes.names:
+        judged = [pair for pair in pairs if pair.attribute == name]
+        if not judged:
+            others = sorted(other for other in attributes.seen if other != name)
+            near = difflib.get_close_matches(name, others, 1)
+            raise DataError(
+                f"{where}: no training pair judges {name!r} of reward.attributes; the rows judge "
+                f"{', '.join(others) or 'no attribute'}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if all(pair.target == 0.5 for pair in judged):
+            raise DataError(
+                f"{where}: each of the {len(judged)} training pairs is a tie in {name!r}, so there is nothing to "
+                "learn of it; take it out of reward.attributes, or rate more pairs"
+            )
 
 
 def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
@@ -184,15 +229,17 @@ def encode(
     Raises:
         DataError: none of them can be used, and `required` is true; the template cannot render too many of them.
     """
-    builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
+    builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note, settings.heads)
     unrenderable: list[tuple[str, str]] = []
     rated: list[CompletionRating] = []
+    first: dict[str, str] = {}  # the attribute of the first judgement at each place
     for row in judgements:
+        again = bool(row.place) and first.setdefault(row.place, row.attribute) != row.attribute
         try:
             if isinstance(row, Comparison):
-                builder.add(row)
+                builder.add(row, again)
             else:
-                builder.rate(row)
+                builder.rate(row, again)
                 rated.append(row)
         except Unrenderable as error:
             unrenderable.append((row.place, str(error)))
@@ -200,7 +247,7 @@ def encode(
         check_bad(config.parts[0].path, len(judgements) - len(unrenderable), unrenderable, config.max_bad_share)
         builder.left_out["unrenderable"] = len(unrenderable)
     for pair in rated_pairs(rated):
-        builder.add(pair, derived=True)
+        builder.add(pair, again=True)
     questions = builder.questions(lambda row: combine_votes(row, settings.margin, reliability))
     usable = [
         question
@@ -223,6 +270,16 @@ def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
 
     If a labeler (or unnamed people) rated a completion several times, n-th ratings are compared with n-th ratings.
     """
+    attributes = dict.fromkeys(row.attribute for row in ratings)
+    return [
+        pair
+        for attribute in attributes
+        for pair in _rated_pairs([row for row in ratings if row.attribute == attribute], attribute)
+    ]
+
+
+def _rated_pairs(ratings: Sequence[CompletionRating], attribute: str) -> list[Comparison]:
+    """`rated_pairs` of ratings of one attribute."""
     sheets: dict[tuple[Any, ...], dict[str, CompletionRating]] = {}  # (prompt, labeler, n) -> completion -> rating
     for row in ratings:
         key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
@@ -243,7 +300,14 @@ def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
             sizes[key, texts] = max(len(sheet), sizes.get((key, texts), 0))  # one person's ratings form one ranking
             places.setdefault((key, texts), first)
     return [
-        Comparison(places[key, texts].prompt, *texts, tuple(pair_votes), sizes[key, texts], places[key, texts].place)
+        Comparison(
+            places[key, texts].prompt,
+            *texts,
+            tuple(pair_votes),
+            sizes[key, texts],
+            places[key, texts].place,
+            attribute=attribute,
+        )
         for key, pairs in votes.items()
         for texts, pair_votes in pairs.items()
     ]

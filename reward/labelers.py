@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -73,15 +73,21 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
 
 
 def judgements_by(
-    labelers: Collection[str], row: Mapping[str, Any], format: Format = "auto"
+    labelers: Collection[str],
+    row: Mapping[str, Any],
+    format: Format = "auto",
+    read: Callable[..., Sequence[Comparison | CompletionRating]] = to_judgements,
 ) -> list[Comparison | CompletionRating]:
     """The judgements by these labelers in a row of a file.
+
+    Args:
+        read: gives the judgements of a row by anybody.
 
     Raises:
         PassedOver: there are none.
     """
     kept: list[Comparison | CompletionRating] = []
-    for judgement in to_judgements(row, format):
+    for judgement in read(row, format):
         if isinstance(judgement, CompletionRating):
             kept += [judgement] if judgement.labeler in labelers else []
         elif votes := tuple(vote for vote in judgement.votes if vote.labeler in labelers):

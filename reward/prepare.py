@@ -112,7 +112,8 @@ def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
 
 def initial_model(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
     """The initial model's body with a new head; deterministic, because an adapter is merged onto it later."""
-    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
+    heads = config.reward.score_names
+    model = load_scalar_model(prepared.start.source, config.model, prepared.seed, heads=heads).model
     fit_embeddings(model, prepared.start.tokenizer)
     return model
 
@@ -147,6 +148,11 @@ def _check(config: RewardStageConfig) -> None:
         raise ConfigError(
             "model.merge=original makes another model of an adapter on quantized weights, whose scores were never "
             "checked; take it out"
+        )
+    if config.reward.score_names and EnsembleArguments.of(config.training).members > 1:
+        raise ConfigError(
+            "training.members: an ensemble has one score for each member; train the members of each attribute by "
+            "itself, or take training.members out"
         )
     if config.training.get("label_smoothing_factor"):
         raise ConfigError("training.label_smoothing_factor is for labels of classes; set reward.label_smoothing")

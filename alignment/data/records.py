@@ -71,7 +71,7 @@ class Comparison:
 
     A completion of several turns, or with tool calls, is a `LongAnswer` (`alignment.data.messages`). `margin` is the
     lead in score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first
-    and second, and are not learned.
+    and second, and are not learned. `attribute` is what the votes are on (`helpful`); empty: the answers as a whole.
     """
 
     prompt: tuple[Message, ...]
@@ -82,6 +82,7 @@ class Comparison:
     place: str = field(default="", compare=False)
     margin: float | None = None
     scores: tuple[float, float] | None = field(default=None, compare=False)
+    attribute: str = ""
 
     @property
     def group(self) -> str:
@@ -104,13 +105,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompletionRating:
-    """One person's score of one completion; higher is better. `labeler` is None if unknown."""
+    """One person's score of one completion; higher is better. `labeler` is None if unknown. `attribute` is what the
+    score is of; empty: the answer as a whole."""
 
     prompt: tuple[Message, ...]
     completion: str
     rating: float
     labeler: str | None = None
     place: str = field(default="", compare=False)
+    attribute: str = ""
 
     @property
     def group(self) -> str:
