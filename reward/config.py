@@ -22,7 +22,7 @@ class RewardSection(Section):
     attributes: tuple[str, ...] = ()
     """A head, and so a score, for each of these attributes (`[helpful, harmless]`), on one body and in one pass. A row
     judges them in its key `attributes` or in columns of these names, and need not judge all; `overall` is its vote or
-    rating of the whole. Empty: one head, which learns that. docs/guides/reward.md."""
+    rating of the whole. Empty: one head, which learns that. docs/guides/reward-model.md."""
     margin: NonNegative = 0.0
     """Score margin for a completion that was voted much better (strength 3); better (2) has two thirds of it, slightly
     better (1) one third, a tie or a vote without strength none."""

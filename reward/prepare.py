@@ -19,7 +19,7 @@ from alignment.config.sections import ADAPTERS, SCRATCH
 from alignment.data.check import DataReport, Inspector
 from alignment.data.reading import Records
 from alignment.distributed import processes
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, ModelError
 from alignment.models import methods
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.lengths import check_length
@@ -112,10 +112,16 @@ def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
 
 def initial_model(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
     """The initial model's body with a new head; deterministic, because an adapter is merged onto it later."""
-    heads = config.reward.score_names
-    model = load_scalar_model(prepared.start.source, config.model, prepared.seed, heads=heads).model
-    fit_embeddings(model, prepared.start.tokenizer)
-    return model
+    source, heads = prepared.start.source, config.reward.score_names
+    scalar = load_scalar_model(source, config.model, prepared.seed, heads=heads)
+    if scalar.heads != heads:
+        raise ModelError(
+            f"{source.label}: a reward model of {', '.join(scalar.heads)}, which cannot go on as one of "
+            f"{', '.join(heads) or 'one score'}; set reward.attributes=[{', '.join(scalar.heads)}], or start from the "
+            "policy"
+        )
+    fit_embeddings(scalar.model, prepared.start.tokenizer)
+    return scalar.model
 
 
 def _encode(

@@ -7,7 +7,8 @@ whole optimizer batch on all ranks, and the scores of a probe with each saved mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
@@ -77,12 +79,13 @@ class QuestionTrainer(Resumable, RewardTrainer):
             # A question without pairs, which fills up the ranks' last batches in evaluation.
             shortest = min(held_out, key=lambda question: max(question.lengths))
             questions.append(Question(shortest.prompt_ids, shortest.completion_ids[:1], ()))
-        super().__init__(
-            data_collator=Batches(questions, collate),
-            train_dataset=as_dataset(train),
-            eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
-            **options,
-        )
+        with _as_one_label(options["model"].config):
+            super().__init__(
+                data_collator=Batches(questions, collate),
+                train_dataset=as_dataset(train),
+                eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
+                **options,
+            )
         if self.args.disable_dropout:
             switch_off_dropout(self.model)
         self._settings, self._collate, self._probe_questions = settings, collate, list(probe)
@@ -255,8 +258,10 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
             metrics = self._reduce_metrics("train") | self._tokens.metrics(self.args.device)
-            metrics.pop("loss")  # the Trainer logs the minimized loss
-            self._metrics["train"] |= {name: [value] for name, value in metrics.items()}
+            # The Trainer logs the minimized loss.
+            self._metrics["train"] |= {
+                name: [value] for name, value in metrics.items() if name.partition("/")[0] != "loss"
+            }
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -286,6 +291,16 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self._sums["train"] = state["sums"].to(self.args.device).view_as(self._sums["train"])
         self._tokens.total = state["tokens_seen"]
         self.probe = None if state["probe"] is None else Probe(self._probe_questions, **state["probe"])
+
+
+@contextmanager
+def _as_one_label(config: PreTrainedConfig) -> Iterator[None]:
+    """Let TRL take a model with several heads, which it refuses; it reads the labels nowhere else."""
+    labels = config.id2label, config.label2id
+    if len(labels[0]) > 1:
+        config.num_labels = 1
+    yield
+    config.id2label, config.label2id = labels
 
 
 def _sides(scores: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -167,13 +167,8 @@ def load_scalar_model(
             return scalar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        known = _saved_heads(path)
-        labels = _labels(known or heads)
-        model, is_new = load_weights(AnyClassifier, path, config, may_be_new=_HEADS, **labels)
-    if not trained and not is_new and tuple(heads) != known:
-        raise ModelError(
-            f"{path}: a reward model of {', '.join(known) or 'one score'}, which cannot go on as one of "
-            f"{', '.join(heads) or 'one score'}; start from the policy, or name its heads in reward.attributes"
+        model, is_new = load_weights(
+            AnyClassifier, path, config, may_be_new=_HEADS, **_labels(_saved_heads(path) or heads)
         )
     if is_new and trained:
         raise ModelError(
@@ -194,6 +189,11 @@ def load_scalar_model(
         saved = _saved_tensor(path, "score.weight")
         model.score.weight.data.copy_(old.weight.data if saved is None else saved)
     return ScalarModel(model)
+
+
+def saved_heads(source: ModelSource) -> tuple[str, ...]:
+    """The heads of a reward model by its files, as `ScalarModel.heads`."""
+    return adapter_heads(source.path) if source.base and (Path(source.path) / SCORE).is_file() else _saved_heads(source.path)
 
 
 def _saved_heads(path: str) -> tuple[str, ...]:
@@ -263,6 +263,15 @@ def biases(bias: Bias) -> list[float]:
     return bias if isinstance(bias, list) else [bias]
 
 
+def collapse(scalar: ScalarModel, weights: Sequence[float]) -> ScalarModel:
+    """Make one score of several, their weighted sum, in the same model."""
+    head = scalar.model.score.weighted(weights)
+    scalar.model.score = head
+    scalar.model.config.num_labels = 1
+    set_score_bias(scalar.model, head.score_bias)
+    return scalar
+
+
 def shift_scores(scalar: ScalarModel, by: Bias) -> None:
     """Subtract a constant from every score, in a decoder's `config.score_bias` or the bias of an encoder's head."""
     if not scalar.is_encoder:
@@ -297,8 +306,7 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
     """
     assert source.base and source.trained
     trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
-    heads = adapter_heads(source.path) if (Path(source.path) / SCORE).is_file() else ()
-    body = load_scalar_model(source.base, trained, heads=heads)
+    body = load_scalar_model(source.base, trained, heads=saved_heads(source))
     trusted = ModelConfig(name=source.label, trust_remote_code=trained.trust_remote_code)
     fit_embeddings(body.model, load_tokenizer(source, trusted))
     return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())

@@ -91,7 +91,7 @@ do not tell where in it the share is.{% endif %}</p>
 {% endfor %}"""
 
 
-_HEADS = """<h1>{{ title }}</h1>
+_HEADS = """<h1>{{ heading }}</h1>
 <p class="source">{{ name }}</p>
 {% if headline %}<p>{{ headline }}.</p>{% endif %}
 <div class="scroll"><table><thead><tr><th scope="col">attribute</th>
@@ -126,7 +126,7 @@ def heads_page(name: str, reports: Mapping[str, Mapping[str, Any]], checks: Sequ
         BARS_STYLE + PICTURE_STYLE + _STYLE,
         _MACROS,
         body,
-        title=f"{len(reports)} scores of an answer: {', '.join(reports)}",
+        heading=f"{len(reports)} scores of an answer: {', '.join(reports)}",
         name=name,
         headline=headline(checks) if checks is not None else None,
         columns=("pairs", "accuracy (95%)", "one human", "best reachable", "log-loss", "ECE"),

@@ -69,7 +69,7 @@ def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
         ("separate", {}),
         ("reward model", {}),
         ("trunk", {}),
-        ("separate", {"rewards": {"scaling": "running"}}),
+        ("separate", {"rewards": {"normalize": "running"}}),
         (None, {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo", "kl_in": "loss"}, "rollout": {"num_generations": 4}}),
@@ -86,7 +86,7 @@ def test_rewards_and_kl_coef_times_a_number_are_the_same_run(
 
 
 def test_without_a_unit_they_are_another_run(make_loop, stage_config, tmp_path):
-    sections = {"rewards": {"scaling": None}}
+    sections = {"rewards": {"normalize": None}}
     plain = losses(make_loop, stage_config, tmp_path, 1.0, "trunk", **sections)
     scaled = losses(make_loop, stage_config, tmp_path, 30.0, "trunk", **sections)
     assert (torch.tensor(scaled) - torch.tensor(plain)).abs().max() > 1e-3
