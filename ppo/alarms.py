@@ -274,7 +274,8 @@ class Alarms:
             return None
         return (
             f"on held-out prompts {'; '.join(missed)}; where its multiplier (multiplier/*) still rises, train longer "
-            "(training.max_steps); else the bound may be out of reach of this policy at this KL: lower it, or ppo.kl_coef"
+            "(training.max_steps); else the bound may be out of reach of this policy at this KL: lower it, or "
+            "ppo.kl_coef"
         )
 
     def _ending(self, first: Mapping[str, float], now: Mapping[str, float]) -> str | None:

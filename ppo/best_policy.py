@@ -42,8 +42,8 @@ def check_selection(training: TrainingConfig, num_held_out: int) -> None:
 
 class BestPolicy:
     """Keeps the policy of the best evaluation: the highest score at a KL that is allowed and within the bounds of
-    `rewards.constraints`, on the half of the held-out prompts that chooses. The best of several owes some of its lead to luck, so what is reported of it is on the other
-    half.
+    `rewards.constraints`, on the half of the held-out prompts that chooses. The best of several owes some of its lead
+    to luck, so what is reported of it is on the other half.
 
     The start is a candidate too: a run that made nothing better publishes what it began with, and says so.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 _BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
@@ -38,3 +39,28 @@ def parse_bounds(constraints: Mapping[str, str]) -> tuple[Bound, ...]:
             raise ValueError(f'{name}: {text!r} is no bound; write ">= 0.2" or "<= 0.1", in points of that component')
         bounds.append(Bound(name, 1 if found[1] == ">=" else -1, float(found[2])))
     return tuple(bounds)
+
+
+def check_components(weights: Mapping[str, float], constraints: Collection[str], each: bool) -> None:
+    """Refuse weights and bounds that leave nothing to maximise, or are of no component of the score.
+
+    Args:
+        weights: of every component, by its name in the journal.
+        each: each is to be normalised by itself.
+
+    Raises:
+        ValueError: names the key, and the nearest component that there is.
+    """
+    for name in constraints:
+        if name not in weights:
+            near = difflib.get_close_matches(name, weights, 1)
+            raise ValueError(
+                f"rewards.constraints: {name!r} is no component of the score; there are {', '.join(weights)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    if not any(weights.values()):
+        raise ValueError("every component of the score has weight 0, so there is nothing to maximise; raise one")
+    if each and sum(map(bool, weights.values())) < 2:
+        raise ValueError(
+            "rewards.normalize=each is for several components of the score, and there is one; set it to reference"
+        )

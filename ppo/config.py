@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -11,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from alignment.config.sections import Count, NonNegative, Positive, RunConfig, Section, Seed
 from alignment.reports.judges import reward_parts
-from ppo.bounds import Bound, parse_bounds
+from ppo.bounds import Bound, check_components, parse_bounds
 from ppo.removed_keys import REMOVED_KEYS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -107,14 +106,14 @@ class RewardsConfig(Section):
     """Functions and services, added by their weights to the reward model's score, whose weight is 1."""
     constraints: dict[str, str] = Field(default_factory=dict)
     """Bounds on the means of components, `{harmless: ">= 0.2"}`: the score is maximised as far as they hold. A head by
-    its attribute, one of `others` by its name in the journal (the function's, the host's), in its own points. The weight
+    its attribute, one of `others` by its name in the journal (the function's, the host's), in its own points. A weight
     of each bound adapts (a Lagrange multiplier; Dai et al. 2023, Safe RLHF). docs/guides/ppo.md."""
     normalize: Literal["running", "reference", "each"] | None = "reference"
     """How scores are normalised. `reference`: with the mean and the standard deviation of the first iteration's scores,
     which are those of the initial policy; where these are all equal, of the scores up to the first iteration in which
-    they differ. `running`: of all scores so far. `each`: as `reference`, and each component by
-    its own before the sum, where they are of unlike scale. None: not at all. With `ppo.kl_in=reward` the optimum is the same:
-    `ppo.kl_coef` is per point of the raw score, and is divided by the same standard deviation."""
+    they differ. `running`: of all scores so far. `each`: as `reference`, and each component by its own before the sum,
+    where they are of unlike scale. None: not at all. With `ppo.kl_in=reward` the optimum is the same: `ppo.kl_coef` is
+    per point of the sum, and is divided by the same standard deviation."""
     missing_eos_penalty: NonNegative | None = 3.0
     """Subtracted from the score of a response that does not end within `rollout.max_new_tokens`, in those standard
     deviations. None: a truncated response counts as an ended one."""
@@ -380,7 +379,10 @@ class PPOStageConfig(RunConfig):
     def _fits_together(self) -> Self:
         if self.model.reward is None and not self.rewards.others:
             raise ValueError("nothing gives a reward; set model.reward, or rewards.others to a function or a service")
-        self._check_components()
+        if self.model.reward_weights and self.model.reward is None:
+            raise ValueError("model.reward_weights is of the heads of model.reward; set that, or take it out")
+        weights = {name: weight for name, _, weight in reward_parts(self.model_dump())}
+        check_components(weights, self.rewards.constraints, each=self.rewards.normalize == "each")
         estimator, generations = self.ppo.advantage_estimator, self.rollout.num_generations
         if estimator in GROUPED and generations < 2:
             raise ValueError(
@@ -392,26 +394,3 @@ class PPOStageConfig(RunConfig):
                 f"ppo.advantage_estimator={estimator} does not; take it out"
             )
         return self
-
-    def _check_components(self) -> None:
-        """Refuse weights and bounds of what is no component of the score.
-
-        Raises:
-            ValueError: names it, and the nearest one that there is.
-        """
-        if self.model.reward_weights and self.model.reward is None:
-            raise ValueError("model.reward_weights is of the heads of model.reward; set that, or take it out")
-        weights = {name: weight for name, _, weight in reward_parts(self.model_dump())}
-        for name in self.rewards.constraints:
-            if name not in weights:
-                near = difflib.get_close_matches(name, weights, 1)
-                raise ValueError(
-                    f"rewards.constraints: {name!r} is no component of the score; there are {', '.join(weights)}"
-                    + (f"; did you mean {near[0]!r}?" if near else "")
-                )
-        if not any(weights.values()):
-            raise ValueError("every component of the score has weight 0, so there is nothing to maximise; raise one")
-        if self.rewards.normalize == "each" and sum(map(bool, weights.values())) < 2:
-            raise ValueError(
-                "rewards.normalize=each is for several components of the score, and there is one; set it to reference"
-            )

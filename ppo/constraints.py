@@ -2,8 +2,8 @@
 
 The Lagrangian of max E[score] - kl_coef * KL subject to E[c] >= b is E[score] + l * (E[c] - b) - kl_coef * KL. For the
 multiplier l at which the constraint holds, its maximum is the constrained optimum; the policy climbs it, and the
-multiplier follows the constraint (Dai et al. 2023, "Safe RLHF", section 3.3: the multiplier in log space, and reward and
-cost divided by 1 + l).
+multiplier follows the constraint (Dai et al. 2023, "Safe RLHF", section 3.3: the multiplier in log space, and reward
+and cost divided by 1 + l).
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from ppo.controllers import RewardScaler, run_horizon
 
 LIMIT = 7.0
 """A multiplier stays between e^-7 and e^7 standard deviations: what cannot be met must not drown the score for good."""
-MAX_STEP = 1.0
-"""Standard deviations of a component beyond which a mean's distance from its bound counts no more."""
+FULL_SPEED = 0.3
+"""Standard deviations of a component: a mean that is so far from its bound, or farther, changes the multiplier by a
+factor of e within the horizon."""
 
 
 class Lagrangian:
@@ -32,7 +33,7 @@ class Lagrangian:
 
     Args:
         bounds: one of each constrained component.
-        horizon: episodes over which a mean that is one standard deviation from its bound multiplies by e.
+        horizon: episodes over which a mean that is far from its bound multiplies by e.
     """
 
     def __init__(
@@ -83,8 +84,8 @@ class Lagrangian:
         for bound in self.bounds:
             mean = means[f"reward/{bound.name}"]
             assert math.isfinite(mean), mean
-            missing = -bound.slack(mean) / self._components.start(bound.name).std
-            step = min(max(missing, -MAX_STEP), MAX_STEP) * num_episodes / self.horizon
+            missing = -bound.slack(mean) / (FULL_SPEED * self._components.start(bound.name).std)
+            step = min(max(missing, -1.0), 1.0) * num_episodes / self.horizon
             self._logs[bound.name] = min(max(self._logs[bound.name] + step, -LIMIT), LIMIT)
 
     def is_at_limit(self, name: str) -> bool:

@@ -11,7 +11,6 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError
 from alignment.models import trainable
 from alignment.models.classifiers import body_width

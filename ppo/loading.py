@@ -44,7 +44,6 @@ from ppo.options import (
     policy_options,
 )
 
-
 SCORERS = ("reward", "held_out_reward")
 
 
@@ -67,8 +66,8 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
     heads = [weights_of_heads(model, sources[role], role) for role in SCORERS if role in sources]
     if model.reward_weights and not any(heads):
         raise ModelError(
-            f"model.reward_weights is of the heads of a reward model, and {sources['reward'].label} has one score; take "
-            "it out, or train one with reward.attributes"
+            f"model.reward_weights is of the heads of a reward model, and {sources['reward'].label} has one score; "
+            "take it out, or train one with reward.attributes"
         )
     if config.ppo.has_critic and critic_kind(model) != "trunk":
         if model.value_init:

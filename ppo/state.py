@@ -18,7 +18,6 @@ from ppo.ema import EMA
 from ppo.evaluation import Evaluation
 from ppo.update import Updater
 
-
 OPTIONAL = ("ema", "components", "lagrangian")
 """Parts that a checkpoint of another config, or of an earlier version, may not have."""
 

@@ -28,7 +28,6 @@ from ppo.options import policy_options
 from ppo.prepare import Prepared, check_config, prepare
 from ppo.publish import Publisher, published_policy
 
-
 CHECKPOINTS = 2
 """How many of the newest are kept: one may turn out to be damaged."""
 

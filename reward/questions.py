@@ -161,7 +161,8 @@ class QuestionBuilder:
             group.pairs.append((first, second, comparison))
 
     def rate(self, rating: CompletionRating, again: bool = False) -> None:
-        """Add a rating as a number; one of an attribute counts in pairs alone, of answers that are not noted `again`."""
+        """Add a rating as a number; one of an attribute counts in pairs alone. An answer that came before with another
+        attribute is not noted `again`."""
         group = self._group(rating.prompt)
         encoding = self._encode(group, rating.prompt, rating.completion)
         fits = self._fit(group, encoding)

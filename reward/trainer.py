@@ -36,8 +36,8 @@ from reward.loss import pair_loss, regression_loss, smoothed
 from reward.questions import Question
 
 SUMS = ("loss", "weight", "right", "decided", "score", "judged")
-"""Running sums over batches, for each head: loss times weight; weight; decided pairs in the right order; pairs that are no ties; the
-scores of judged completions; and their number."""
+"""Running sums over batches, for each head: loss times weight; weight; decided pairs in the right order; pairs that are
+no ties; the scores of judged completions; and their number."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Judgements of attributes: what a row says of `helpful` or `correctness`, apart from the answers as a whole.
 
 A row of two answers has votes, `{"prompt": ..., "chosen": ..., "rejected": ..., "attributes": {"helpful": 1,
-"harmless": -2}}`: -3 to 3, above 0 where the first answer (`chosen`, `response_1`) is the better one, 0 for a tie. A row
-of one answer has scores, `{"prompt": ..., "completion": ..., "attributes": {"correctness": 4}}`. Columns named as the
-attributes (HelpSteer's `correctness`) are read as well. A row may leave any of them out, and its judgement of the whole.
+"harmless": -2}}`: -3 to 3, above 0 where the first answer (`chosen`, `response_1`) is the better one, 0 for a tie. A
+row of one answer has scores, `{"prompt": ..., "completion": ..., "attributes": {"correctness": 4}}`. Columns named as
+the attributes (HelpSteer's `correctness`) are read as well. A row may leave any of them out, and its judgement of the
+whole.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class AttributeReader:
         said = {name: value for name, value in said.items() if not is_empty(value)}
         rest = {key: value for key, value in row.items() if key != COLUMN and key not in self.names}
         whole = OVERALL in self.names and OVERALL not in said
-        rest, added = _completed(rest, format) if said else (rest, {})
+        rest, added = _completed(rest, format) if said or given else (rest, {})
         own = to_judgements(rest, format)
         judged: list[Judgement] = [replace(each, attribute=OVERALL) for each in own] if whole and not added else []
         if said:

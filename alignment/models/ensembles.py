@@ -20,7 +20,15 @@ from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.scalar import Bias, ScalarModel, in_dtype, load_body, load_merged, load_scalar_model, read_score_bias
+from alignment.models.scalar import (
+    Bias,
+    ScalarModel,
+    in_dtype,
+    load_body,
+    load_merged,
+    load_scalar_model,
+    read_score_bias,
+)
 from alignment.models.sources import ENSEMBLE, ModelSource
 
 Combine = Literal["mean", "min", "mean_minus_std"]
@@ -129,8 +137,8 @@ def load_reward_model(
         scalar = load_scalar_model(source, config, trained=True)
         if scalar.heads and not several_heads:
             raise ModelError(
-                f"{source.label}: a reward model with a score for each of {', '.join(scalar.heads)}, where one score is "
-                "needed; name one that was trained without reward.attributes, or with one name in it"
+                f"{source.label}: a reward model with a score for each of {', '.join(scalar.heads)}, where one score "
+                "is needed; name one that was trained without reward.attributes, or with one name in it"
             )
         return scalar
     record = _record(source)

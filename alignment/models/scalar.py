@@ -193,7 +193,8 @@ def load_scalar_model(
 
 def saved_heads(source: ModelSource) -> tuple[str, ...]:
     """The heads of a reward model by its files, as `ScalarModel.heads`."""
-    return adapter_heads(source.path) if source.base and (Path(source.path) / SCORE).is_file() else _saved_heads(source.path)
+    is_adapter = source.base is not None and (Path(source.path) / SCORE).is_file()
+    return adapter_heads(source.path) if is_adapter else _saved_heads(source.path)
 
 
 def _saved_heads(path: str) -> tuple[str, ...]:

@@ -250,8 +250,8 @@ PPO = (
     Check(
         "constraint",
         "bounds kept",
-        "Whether the means of constrained parts of the reward (rewards.constraints) are within their bounds on held-out "
-        "prompts.",
+        "Whether the means of constrained parts of the reward (rewards.constraints) are within their bounds on "
+        "held-out prompts.",
         f"rewards.constraints and {_PROMPTS}",
         ("slack/*", "eval/reward/*"),
         important=True,

@@ -187,8 +187,8 @@ def shown(panel: Panel) -> Iterator[tuple[str, str]]:
 
 
 def family(name: str, metrics: Mapping[str, object]) -> list[str]:
-    """The run's metrics for a dashboard's name: the metric itself and those of a reward model's members or heads, or all
-    of a `reward/*`."""
+    """The run's metrics for a dashboard's name: the metric itself and those of a reward model's members or heads, or
+    all of a `reward/*`."""
     if name.endswith("/*"):
         return [metric for metric in metrics if metric.startswith(name[:-1])]
     return [metric for metric in metrics if name in (metric, plain_name(metric))]

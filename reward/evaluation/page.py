@@ -160,25 +160,25 @@ def _values(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | No
     scale = ShareScale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
     for rows in (key, *(rows for _, _, rows in slices), ensemble["rows"] if ensemble else []):
         scale.place(rows)
-    return dict(
-        name=name,
-        verdict=verdict(report),
-        worst=finding_rows[0]["level"] if finding_rows else "note",
-        headline=headline(checks) if checks is not None else None,
-        findings=finding_rows,
-        head=_head(report),
-        key=key,
-        reachable=decided and report["shared"] is not None and report["shared"]["best"] is not None,
-        slices=slices,
-        scale=scale.drawn(),
-        charts=[reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
-        probabilities=_probabilities(report) if has_pairs else [],
-        quantiles=_quantiles(report["scores"]) if has_sides else None,
-        shortcuts=_shortcuts(report) if has_pairs else [],
-        ensemble=ensemble,
-        ratings=_ratings(report["ratings"]) if report["ratings"] else [],
-        samples=_samples(report["samples"]) if decided else [],
-    )
+    return {
+        "name": name,
+        "verdict": verdict(report),
+        "worst": finding_rows[0]["level"] if finding_rows else "note",
+        "headline": headline(checks) if checks is not None else None,
+        "findings": finding_rows,
+        "head": _head(report),
+        "key": key,
+        "reachable": decided and report["shared"] is not None and report["shared"]["best"] is not None,
+        "slices": slices,
+        "scale": scale.drawn(),
+        "charts": [reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
+        "probabilities": _probabilities(report) if has_pairs else [],
+        "quantiles": _quantiles(report["scores"]) if has_sides else None,
+        "shortcuts": _shortcuts(report) if has_pairs else [],
+        "ensemble": ensemble,
+        "ratings": _ratings(report["ratings"]) if report["ratings"] else [],
+        "samples": _samples(report["samples"]) if decided else [],
+    }
 
 
 def _finding_rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:

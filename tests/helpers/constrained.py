@@ -1,6 +1,6 @@
 """The world of `optimum.py` with a constraint: its optimum is known too.
 
-For a multiplier l, the best policy of E[r] + l * E[c] - kl_coef * KL is pi_l in proportion to ref exp((r + l c) / kl_coef).
+For a multiplier l, the best policy of E[r] + l E[c] - kl_coef KL is pi_l in proportion to ref exp((r + l c) / kl_coef).
 E[c] under pi_l rises with l, so bisection finds the l at which it is the bound; that pi_l is the constrained optimum.
 """
 
@@ -49,7 +49,8 @@ class ConstrainedOutcome(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        return self.gap >= 0.95 and self.distance <= 0.08 and abs(self.multiplier - 1) <= 0.1 and abs(self.slack) <= 0.05
+        near = abs(self.multiplier - 1) <= 0.1 and abs(self.slack) <= 0.05
+        return near and self.gap >= 0.95 and self.distance <= 0.08
 
 
 def measure_constrained(start, end, rewards, costs, bound, kl_coef, multiplier) -> ConstrainedOutcome:
@@ -101,7 +102,13 @@ def constrained_run(folder, seed, *, multiplier, unit=1.0, sign=1, world=FIXED, 
     def outcome():
         end = loop.world.log_probabilities(loop.models.policy, config.rollout.temperature).detach()
         return measure_constrained(
-            start, end, tables[0].double(), sign * tables[1].double(), bound, kl_coef, loop.lagrangian.multiplier("safe")
+            start,
+            end,
+            tables[0].double(),
+            sign * tables[1].double(),
+            bound,
+            kl_coef,
+            loop.lagrangian.multiplier("safe"),
         )
 
     loop.world, loop.outcome = world, outcome

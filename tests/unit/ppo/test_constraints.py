@@ -93,9 +93,9 @@ def test_a_multiplier_adds_the_constraint_in_points_of_the_score():
 
 
 @pytest.mark.parametrize(("sign", "mean", "expected"), [
-    (1, 28 - SAFE_STD / 2, 0.5), (1, 28 + SAFE_STD / 4, -0.25), (1, -1e9, 1.0), (-1, 28 + SAFE_STD / 2, 0.5),
+    (1, 28 - 0.15 * SAFE_STD, 0.5), (1, 28 + 0.03 * SAFE_STD, -0.1), (1, -1e9, 1.0), (-1, 28 + 0.06 * SAFE_STD, 0.2),
 ])  # fmt: skip
-def test_a_step_is_what_is_missing_in_standard_deviations(sign, mean, expected):
+def test_a_step_is_what_is_missing_over_three_tenths_of_a_standard_deviation(sign, mean, expected):
     found = lagrangian(Bound("safe", sign, 28.0), horizon=200.0)
     before = found.multiplier("safe")
     found.update({"reward/safe": mean}, 50)
