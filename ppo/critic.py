@@ -136,6 +136,7 @@ def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], sta
     whole = role.adapter is None
     head = weights["value_model.score.weight" if whole else "value_head.weight"].float()
     scale = stats.std if role.head_scale is None else role.head_scale
+    assert not isinstance(role.head.score_bias, list)
     head, bias = head * scale, role.head.score_bias * scale
     if role.head_scale is None:  # it has learned normalised scores
         bias -= stats.mean

@@ -32,7 +32,7 @@ from ppo.reward_sources import load_sources
 from ppo.rollout import Collector, Rollout, make_sampler
 from ppo.selfcheck import check_models
 from ppo.sequences import Row
-from ppo.state import RunState
+from ppo.state import RunState, Stateful
 from ppo.stats import rollout_stats
 from ppo.targets import TargetBuilder
 from ppo.update import Updater
@@ -94,12 +94,12 @@ class Loop:
         self.dynamic_sampling = DynamicSampling(config, self.collector, self.target_builder, self.prompts)
         self.evaluation = Evaluation(config, models, self.collector, self.target_builder, self.ema, journal, held_out)
         self.alarms = Alarms(config)
-        self.state = RunState(
-            self.engine, self.updater, self.evaluation, self.ema,
-            {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.reward_scaler,
-             "alarms": self.alarms, "components": components}
-            | ({} if self.lagrangian is None else {"lagrangian": self.lagrangian}),
-        )  # fmt: skip
+        parts: dict[str, Stateful] = {
+            "schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.reward_scaler,
+            "alarms": self.alarms, "components": components,
+        }  # fmt: skip
+        parts |= {} if self.lagrangian is None else {"lagrangian": self.lagrangian}
+        self.state = RunState(self.engine, self.updater, self.evaluation, self.ema, parts)
         self._initial_rollout: tuple[Rollout, float] | None = None
         """The first iteration's rollout and its seconds: score statistics and the first evaluation need it before."""
         self._spread_metrics: dict[str, float] = {}

@@ -114,7 +114,7 @@ class Role:
 
     def rescale_head(self) -> Role:
         """Bring the head's weight to length 1, so that an optimizer step means the same whatever the scores' scale."""
-        assert isinstance(self.head, ScoreHead)
+        assert isinstance(self.head, ScoreHead) and not isinstance(self.head.score_bias, list)
         scale = float(self.head.weight.detach().norm()) or 1.0
         with torch.no_grad():
             self.head.weight.div_(scale)

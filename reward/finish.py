@@ -162,7 +162,7 @@ class Finished:
 
     folder: Path
     model: ScalarModel | RewardEnsemble
-    shifts: list[Bias]
+    shifts: Sequence[Bias]
     """The shift of each member's scores."""
     seed: int
     adapted: bool
@@ -231,7 +231,7 @@ def _finish_adapters(
     config: RewardStageConfig,
     prepared: PreparedReward,
     trained: Sequence[Trained],
-) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
+) -> tuple[ScalarModel | RewardEnsemble, list[Bias]]:
     """Apply `finish` to one or several adapters on one base; the score offsets are saved beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
     source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)

@@ -274,11 +274,11 @@ class QuestionTrainer(Resumable, RewardTrainer):
         with torch.no_grad():
             batch = self._prepare_inputs(self._collate(self._probe_questions))
             scores = self._score(self.model_wrapped, batch)
-        scores = scores.reshape(len(scores), -1).T.flatten().tolist()
+        by_head = scores.reshape(len(scores), -1).T.flatten().tolist()
         self.model.train(was_training)
         weight_dtype = next(self.model.parameters()).dtype
         rounded = self.accelerator.mixed_precision != "no" or weight_dtype != torch.float32 or bool(self.args.tf32)
-        self.probe = Probe(self._probe_questions, scores, rounded)
+        self.probe = Probe(self._probe_questions, by_head, rounded)
 
     def running_state(self) -> dict[str, Any]:
         probe = None if self.probe is None else {"scores": self.probe.scores, "rounded": self.probe.rounded}

@@ -9,6 +9,7 @@ whole.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,8 +72,17 @@ class AttributeReader:
             judged += _on_attributes(own, said, shape_of(rest, format, _SHAPES))
         self.seen |= dict.fromkeys(each.attribute for each in judged)
         if not judged:
-            raise PassedOver("judges none of reward.attributes")
+            raise PassedOver(self._none_of([name for name, value in given.items() if not is_empty(value)]))
         return judged
+
+    def _none_of(self, others: Sequence[str]) -> str:
+        """Why a row that judges these attributes alone is passed over."""
+        near = [close for name in self.names for close in difflib.get_close_matches(name, others, 1)]
+        return (
+            "judges none of reward.attributes"
+            + (f", but {', '.join(sorted(others))}" if others else "")
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
 
     def of_record(self, record: Judgement) -> Judgement | None:
         """A record of a ratings file by the name of its attribute; None if it is none of these."""

@@ -106,7 +106,7 @@ def save_report(run_dir: Path, name: str, reports: Reports, checks: Sequence[Ver
         for head, report in reports.items()
     }
     alone = reports.get("")
-    whole = by_head[""] if alone is not None else {"heads": by_head}
+    whole: dict[str, Any] = by_head[""] if alone is not None else {"heads": by_head}
     if checks is not None:
         whole["checks"] = [asdict(each) for each in checks]
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)

@@ -69,8 +69,10 @@ def test_what_is_no_vote_or_score_is_a_bad_row(row, said):
 def test_a_row_that_judges_none_of_them_is_passed_over_and_what_it_judges_is_known():
     reader = AttributeReader(["helpful"])
     for row in (PAIR, TWO, ONE):
-        with pytest.raises(PassedOver, match=r"judges none of reward.attributes"):
+        with pytest.raises(PassedOver, match=r"judges none of reward.attributes, but kind$"):
             reader({**row, "attributes": {"kind": 1}})
     assert list(reader.seen) == ["kind"]
+    with pytest.raises(PassedOver, match=r"but helpfull; did you mean 'helpfull'\?"):
+        reader({**PAIR, "attributes": {"helpfull": 1}})
     with pytest.raises(BadRow, match="found the keys"):
         reader(TWO)
