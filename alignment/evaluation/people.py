@@ -15,6 +15,8 @@ from alignment.ratings.records import Rating
 
 PEOPLE = JudgeIdentity("people", "people")
 SIMULATED = JudgeIdentity("simulated-people", "people")
+FEW_LABELERS = 10
+"""With fewer, labelers who lean to one side shift a win rate by more than its interval over prompts says."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ class PeopleJudge:
         self.identity = PEOPLE if real or not votes else SIMULATED
         self.labelers = {store.people.labeler_hash(name): name for name in dict.fromkeys(vote[-1] for vote in votes)}
         hashes = {name: who for who, name in self.labelers.items()}
+        voters = len({vote[-1] for vote in real or votes})
+        if 0 < voters < FEW_LABELERS:
+            whom = "one labeler" if voters == 1 else f"{voters} labelers"
+            self.notes.append(f"intervals are over prompts: they speak of the {whom} who voted, not of others")
         return [
             bout.judged(self.identity, outcome, labeler=hashes[name])
             for _, bout, outcome, name in sorted(real or votes, key=lambda vote: vote[0])
