@@ -37,7 +37,7 @@ LARGE = 400_000
 
 
 @dataclass(frozen=True)
-class World:
+class StudiedWorld:
     """Where votes on A against B come from."""
 
     logit: float = 0.5
@@ -71,7 +71,7 @@ def draw(rng: np.random.Generator, logits: Floats, ties: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudiedRow:
     """A kind of interval in a world: `study` returns an interval and the truth that it should hold."""
 
     method: str
@@ -83,15 +83,15 @@ class Row:
 # --- the studies -----------------------------------------------------------------------------------------------------
 
 
-def raw_study(world: World, prompts: int, rng: np.random.Generator) -> tuple[Interval, float]:
+def raw_study(world: StudiedWorld, prompts: int, rng: np.random.Generator) -> tuple[Interval, float]:
     outcomes, prompt = world.votes(rng, prompts)
     return raw_win_rate(outcomes, prompt.tolist())["ci"], world.truth()
 
 
 def leaning_study(labelers: int, others: bool, rng: np.random.Generator) -> tuple[Interval, float]:
     """A few labelers who lean: the truth is that of these labelers, or of all whom one might have asked."""
-    interval, truth = raw_study(World(leans=tuple(rng.normal(0.0, 0.7, labelers).tolist())), 200, rng)
-    return interval, World(spread=(1.0 + 0.7**2) ** 0.5).truth() if others else truth
+    interval, truth = raw_study(StudiedWorld(leans=tuple(rng.normal(0.0, 0.7, labelers).tolist())), 200, rng)
+    return interval, StudiedWorld(spread=(1.0 + 0.7**2) ** 0.5).truth() if others else truth
 
 
 @functools.cache
@@ -151,7 +151,9 @@ def strength_study(sides: int, prompts: int, rng: np.random.Generator) -> tuple[
     return bradley_terry(pairs, keys)["0"]["ci"], strength_truth(sides)
 
 
-def powered_study(world: World, quality: float, prompts: int, rng: np.random.Generator) -> tuple[Interval, float]:
+def powered_study(
+    world: StudiedWorld, quality: float, prompts: int, rng: np.random.Generator
+) -> tuple[Interval, float]:
     """People vote on `prompts` prompts, and a judge speaks of these and three times as many others."""
     outcomes, prompt = world.votes(rng, 4 * prompts)
     judged = copies(rng, outcomes, quality)
@@ -166,41 +168,45 @@ def copies(rng: np.random.Generator, outcomes: Floats, quality: float) -> Floats
     return np.where(rng.random(len(outcomes)) < 2 * quality - 1, outcomes, guess)
 
 
-def rows() -> Iterator[Row]:
+def rows() -> Iterator[StudiedRow]:
     """All rows of the page."""
-    close, clear, sure = World(logit=0.0), World(logit=1.0), World(logit=2.5)
-    alike = World(spread=0.0, ties=0.0, most_votes=1)
+    close, clear, sure = StudiedWorld(logit=0.0), StudiedWorld(logit=1.0), StudiedWorld(logit=2.5)
+    alike = StudiedWorld(spread=0.0, ties=0.0, most_votes=1)
     worlds = {
         "equal sides, 15% ties": close,
         "A better, 15% ties": clear,
         "A far better, 15% ties": sure,
-        "half are ties": World(logit=1.0, ties=0.5),
+        "half are ties": StudiedWorld(logit=1.0, ties=0.5),
         "one vote a prompt, no ties": alike,
-        "prompts decide, labelers agree": World(spread=4.0),
+        "prompts decide, labelers agree": StudiedWorld(spread=4.0),
     }
     for name, world in worlds.items():
         for prompts in (20, 50, 200):
-            yield Row("win rate", name, prompts, functools.partial(raw_study, world, prompts))
+            yield StudiedRow("win rate", name, prompts, functools.partial(raw_study, world, prompts))
     for labelers in (4, 8):
         for others in (False, True):
             whom = "all whom one might ask" if others else "these labelers"
             text = f"{labelers} labelers who lean; truth of {whom}"
-            yield Row("win rate", text, 200, functools.partial(leaning_study, labelers, others))
+            yield StudiedRow("win rate", text, 200, functools.partial(leaning_study, labelers, others))
     for slope, shift in ((0.0, 0.0), (1.0, 0.5), (1.0, 1.0)):
         name = f"A longer by {shift:g} deviations, length worth {slope:g} logits"
         for prompts in (50, 200):
-            yield Row("at equal length", name, prompts, functools.partial(length_study, slope, shift, prompts))
+            yield StudiedRow("at equal length", name, prompts, functools.partial(length_study, slope, shift, prompts))
     for sides in STRENGTHS:
         for prompts in (20, 50, 200):
-            yield Row("Bradley-Terry", f"{sides} sides", prompts, functools.partial(strength_study, sides, prompts))
+            yield StudiedRow(
+                "Bradley-Terry", f"{sides} sides", prompts, functools.partial(strength_study, sides, prompts)
+            )
     for quality in (0.5, 0.7, 0.85, 0.95, 1.0):
         for name, world in (("unequal votes", clear), ("one vote a prompt, no ties", alike)):
             for prompts in (50, 200):
                 text = f"judge copies {2 * quality - 1:.0%}, {name}"
-                yield Row("with a judge", text, prompts, functools.partial(powered_study, world, quality, prompts))
+                yield StudiedRow(
+                    "with a judge", text, prompts, functools.partial(powered_study, world, quality, prompts)
+                )
 
 
-def coverage(row: Row, studies: int) -> tuple[float, float]:
+def coverage(row: StudiedRow, studies: int) -> tuple[float, float]:
     """The share of studies whose interval holds the truth, and the mean width."""
     held, width = 0, 0.0
     for number in range(studies):
@@ -243,7 +249,7 @@ def votes_needed(quality: float, votes_each: int, studies: int, rest: int = 10) 
     return float(np.median(shares))
 
 
-def page(table: list[tuple[Row, float, float]], errors: dict[str, float], saved: list[str], studies: int) -> str:
+def page(table: list[tuple[StudiedRow, float, float]], errors: dict[str, float], saved: list[str], studies: int) -> str:
     """docs/development/studies/intervals.md."""
     noise = 196 * (0.05 * 0.95 / studies) ** 0.5
     text = f"""# Do the intervals of `compare` hold the truth?

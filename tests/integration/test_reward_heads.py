@@ -167,7 +167,9 @@ def test_an_exported_adapter_has_its_heads(judged, flags, tmp_path):
 
 
 def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
-    with pytest.raises(DataError, match=r"judges none of reward.attributes, but agreeing, polite; did you mean 'polite'"):
+    with pytest.raises(
+        DataError, match=r"judges none of reward.attributes, but agreeing, polite; did you mean 'polite'"
+    ):
         run(reward.train.train, RewardStageConfig, heads_settings("nearest", reward={"attributes": ["politee"]}))
     with pytest.raises(DataError, match=r"no training pair judges 'polit' .* the rows judge agreeing, polite; did you"):
         run(reward.train.train, RewardStageConfig, heads_settings("near", reward={"attributes": ["agreeing", "polit"]}))
