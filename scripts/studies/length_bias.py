@@ -84,7 +84,7 @@ class Tokens:
 class RandomScores:
     """A stand-in for a reward model with scores from N(mean, 1), whatever the answer is."""
 
-    members = ()
+    members, heads = (), ()
 
     def __init__(self, mean: float, seed: int) -> None:
         self.mean, self.generator = mean, torch.Generator().manual_seed(seed)

@@ -2,9 +2,9 @@
 multiplier the exact one.
 
 The multiplier begins at about 1 in these worlds, and the exact ones are below and above it. Seeds are those whose
-multiplier is well determined: where the mean hardly depends on it, a policy that is nearly right has another one (2 with
-0.4: gap .987 and .86 of the multiplier; 4 with 0.4, whose optimum one layer of this width does not hold: .964 and 1.22).
-The last tests show that a bug in the multiplier or in what it adds ends somewhere else.
+multiplier is well determined: where the mean hardly depends on it, a policy that is nearly right has another one (2
+with 0.4: gap .987 and .86 of the multiplier; 4 with 0.4, whose optimum one layer of this width does not hold: .964 and
+1.22). The last tests show that a bug in the multiplier or in what it adds ends somewhere else.
 """
 
 from __future__ import annotations

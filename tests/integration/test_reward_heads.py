@@ -171,7 +171,7 @@ def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
         DataError, match=r"judges none of reward.attributes, but agreeing, polite; did you mean 'polite'"
     ):
         run(reward.train.train, RewardStageConfig, heads_settings("nearest", reward={"attributes": ["politee"]}))
-    with pytest.raises(DataError, match=r"no training pair judges 'polit' .* the rows judge agreeing, polite; did you"):
+    with pytest.raises(DataError, match=r"no training pair judges 'polit' .* judge agreeing, polite; did you"):
         run(reward.train.train, RewardStageConfig, heads_settings("near", reward={"attributes": ["agreeing", "polit"]}))
     with pytest.raises(ConfigError, match=r"training.members: an ensemble has one score for each member"):
         run(reward.train.train, RewardStageConfig, heads_settings("members", training={"members": 2}))

@@ -63,7 +63,8 @@ def test_only_an_engine_that_is_not_the_policy_is_watched_for_its_gap_and_only_b
 
 
 @pytest.mark.parametrize(("bound", "mean", "said"), [
-    (">= 0.2", 0.5, False), (">= 0.2", 0.1, False), (">= 0.2", -0.1, True), ("<= 0.2", 0.5, True), ("<= 0.2", 0.1, False),
+    (">= 0.2", 0.5, False), (">= 0.2", 0.1, False), (">= 0.2", -0.1, True),
+    ("<= 0.2", 0.5, True), ("<= 0.2", 0.1, False),
 ])  # fmt: skip
 def test_a_bound_that_is_missed_beyond_noise_is_said_and_ends(stage_config, bound, mean, said):
     """With a standard error of .05, a mean of .1 may be one of .2."""
