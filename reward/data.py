@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from alignment.ratings.preferred import nothing_rated
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
-from reward.labelers import judgements_by, known_labelers, resolved
+from reward.labelers import judgements_by, known_labelers, reader_of, resolved
 from reward.questions import Note, Question, QuestionBuilder, combine_votes
 
 Judgement = Comparison | CompletionRating
@@ -51,7 +51,7 @@ def open_ratings(
         source = open_source(part, config)
         if labelers is None:
             return source
-        chosen = sorted(known_labelers(part, config).keys() & labelers)
+        chosen = sorted(known_labelers(part, config, attributes or to_judgements).keys() & labelers)
         return RowSource(
             source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen}, source.notes
         )
@@ -127,10 +127,10 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
         DataError: see `alignment.data.reading.Reading`; there is no rated item, no rating by one of
             `settings.labelers`, or no usable data for the objective or the margin.
     """
-    attributes = AttributeReader(settings.attributes) if settings.attributes else None
-    read: Callable[..., Sequence[Judgement]] = attributes or to_judgements
+    read = reader_of(settings)
+    attributes = read if isinstance(read, AttributeReader) else None
     find = partial(open_ratings, attributes=attributes)
-    if labelers := frozenset(resolved(settings.labelers, config)):
+    if labelers := frozenset(resolved(settings.labelers, config, read)):
         read, find = partial(judgements_by, labelers, read=read), partial(find, labelers=labelers)
     train, held_out = train_and_eval(config, read, find, () if attributes is None else attributes.columns)
     where = config.parts[0].path

@@ -37,7 +37,7 @@ from reward.evaluation.findings import WATCHED
 from reward.evaluation.heads import Scores, all_findings, all_unmeasured, evaluate_heads, of_head
 from reward.evaluation.judged import ScoredPair, scored_pairs, sides
 from reward.finish import Finished, Trained, averaged, finish_all, mean_metrics, write_eval_pairs
-from reward.labelers import resolved
+from reward.labelers import reader_of, resolved
 from reward.members import Members, split_held_out
 from reward.prepare import PreparedReward, prepare
 from reward.questions import Question
@@ -241,7 +241,8 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedRe
     note_findings(journal, prepared.report)
     if processes.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        label_reports = list(label_events(config.data, rows, resolved(config.reward.labelers, config.data)))
+        labelers = resolved(config.reward.labelers, config.data, reader_of(config.reward))
+        label_reports = list(label_events(config.data, rows, labelers))
         for event in label_reports:
             journal.event(LABELS, **event)
         if not label_reports:
