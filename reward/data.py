@@ -25,6 +25,7 @@ from alignment.data.sources import Rows, RowSource, open_source
 from alignment.ratings import Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
 from alignment.ratings.preferred import nothing_rated
+from alignment.ratings.rewrites import rewrites_of
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
@@ -79,7 +80,8 @@ def _judged(rows: Rows, attributes: AttributeReader | None) -> Rows:
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
-    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler.
+    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. A completion that was
+    rewritten yields one more comparison: the rewritten text is better.
 
     Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
     who count, None: all.
@@ -97,6 +99,9 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         item_ratings, where = ratings.get(item.id, []), f"{path}:item {item.id}"
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
         texts = [completion.text for completion in item.completions]
+        for new in rewrites_of(item, item_ratings):
+            votes = tuple(Vote("first", None, labeler) for labeler in new.labelers)
+            yield where, Comparison(prompt, new.text, texts[new.completion], votes)
         if item.kind == "single":
             for rating in item_ratings:
                 assert rating.score is not None

@@ -27,7 +27,7 @@ ABOUT = """Rate answers, one key per decision. Every answer is saved before the 
 
 Commands for whoever organises the rating ({0} COMMAND --help):
   invite      make personal links to the page
-  settings    guideline, calibration round, control items
+  settings    guideline, questions, calibration round, control items
   order       let a reward model say which items it is least sure of, for --order uncertain
   report      how far labelers agree, with each other and with themselves
   import      bring ratings in from a file; export writes them to one
@@ -150,7 +150,7 @@ def show_invitations(result: dict[str, list[dict[str, str]]], called: str) -> No
 def run_settings(args: argparse.Namespace) -> Any:
     from alignment.labeling.settings import settings
 
-    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
+    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline, args.questions)
 
 
 def run_order(args: argparse.Namespace) -> Any:
@@ -254,6 +254,10 @@ COMMANDS = {
             (["--gold-share"], {"type": float, "metavar": "X", "help": "share of control items (default 0.05)"}),
             (["--repeat-share"], {"type": float, "metavar": "X", "help": "share of own pairs again (default 0.03)"}),
             (["--guideline"], {"metavar": "FILE", "help": "text that says what to prefer; labelers read it with ?"}),
+            (
+                ["--questions"],
+                {"metavar": "FILE", "help": "YAML of what to ask beside the choice: attributes, reasons"},
+            ),
         ],
     ),
     "order": Command(

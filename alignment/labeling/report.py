@@ -31,6 +31,7 @@ def show(found: Figures, console: Console) -> None:
     if ratings["simulated"]:
         _line(console, "Programs", f"{', '.join(map(one_line, ratings['simulated']))}: simulated, not people")
     _show_agreement(found, console)
+    _show_questions(found["questions"], console)
     _show_habits(found, console)
     if found["labelers"]:
         _show_labelers(found["labelers"], console)
@@ -80,6 +81,26 @@ def _best(found: Figures | None) -> str:
         return NONE
     low, high = found["ci"]
     return f"{low:.3f} to {high:.3f}   {found['n']} votes: a model that knows each pair's probability"
+
+
+def _show_questions(found: Figures, console: Console) -> None:
+    """The answers to the questions beside the choice, where there are any."""
+    if not any(found.values()):
+        return
+    console.print(Text("\nQuestions beside the choice", style="bold underline"))
+    for name, figures in found["attributes"].items():
+        _line(console, name, f"{figures['answers']} answers, mean {figures['mean']:.2f}")
+        if figures["alpha_ordinal"]:
+            _line(console, "  alpha, ordinal", _estimate(figures["alpha_ordinal"], "with 2 votes or more"))
+        if figures["choice"]:
+            _line(console, "  also chosen", _percent(figures["choice"], "decided pairs"))
+    for key, title in (("tags", "Reasons"), ("spans", "Passages marked")):
+        if found[key]:
+            by_count = sorted(found[key].items(), key=lambda each: -each[1])
+            _line(console, title, ", ".join(f"{count} {one_line(words)}" for words, count in by_count))
+    if found["rewrites"] or found["comments"]:
+        said = f"{found['rewrites']} with a rewritten one, {found['comments']} with a comment on one"
+        _line(console, "Single answers", said)
 
 
 def _show_habits(found: Figures, console: Console) -> None:

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from alignment.errors import UserError
 from alignment.ratings import RatingsStore
+from alignment.ratings.questionnaire import read_questionnaire
+from alignment.ratings.settings import WORDING_KINDS
 
 PAGE = "http://127.0.0.1:8765"  # where `alignment rate --web` serves by default
 
@@ -32,9 +34,10 @@ def settings(
     gold_share: float | None = None,
     repeat_share: float | None = None,
     guideline: str | None = None,
+    questions: str | None = None,
 ) -> dict[str, Any]:
     """Change what is given, together or not at all, and return how everything is set, and the number of gold items,
-    without which calibration and controls are none; `guideline` is a text file."""
+    without which calibration and controls are none; `guideline` is a text file, `questions` a YAML file."""
     changes = {"calibration": calibration, "gold_share": gold_share, "repeat_share": repeat_share}
     with RatingsStore(db) as store, store.transaction():
         for name, value in changes.items():
@@ -42,8 +45,16 @@ def settings(
                 setattr(store.settings, name, value)
         if guideline is not None:
             store.settings.guideline = _read(guideline)
+        if questions is not None:
+            store.settings.ask(read_questionnaire(questions))
+        versions = {kind: len(store.settings.wordings(kind)) or None for kind in WORDING_KINDS}
+        asked = store.settings.questionnaire(versions["questions"])
         gold_items = sum(item.gold is not None for item in store.items())
-        return {name: getattr(store.settings, name) for name in (*changes, "guideline")} | {"gold_items": gold_items}
+        return {name: getattr(store.settings, name) for name in (*changes, "guideline")} | {
+            "questions": asked.model_dump(mode="json", exclude_defaults=True),
+            "versions": versions,
+            "gold_items": gold_items,
+        }
 
 
 def _read(path: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from textual.content import Content
 
 from alignment.labeling.answers import Ranking, keys_of
+from alignment.labeling.asking import Draft
 from alignment.labeling.session import LAST, NOTHING_TO_RATE, WaitsFor, position
 from alignment.ratings import Progress
+from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean
 
 NARROWEST = 36  # columns that an answer needs to be read with ease
@@ -73,12 +75,39 @@ def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
     return Content("  ").join(parts)
 
 
-def pair_choices(width: int) -> Choices:
+WRITING = {
+    "rewrites": " Rewrite an answer as it should have been ",
+    "comments": " Comment on single answers ",
+}
+
+
+def marks(draft: Draft) -> str:
+    """What the item has beside answers to questions."""
+    said = {
+        "[flagged]": draft.flagged,
+        "[comment]": draft.comment,
+        "[rewritten]": draft.texts["rewrites"],
+        "[answers commented]": draft.texts["comments"],
+        "[marked]": any(draft.marks.values()),
+    }
+    return "  ".join(mark for mark, given in said.items() if given)
+
+
+def reasons_line(tags: Mapping[str, str], chosen: Collection[str]) -> Content:
+    """The reasons with their keys; those that are set are filled."""
+    parts = [
+        Content.assemble((key, "bold"), (f" {words} ", f"reverse {DONE}" if words in chosen else ""))
+        for key, words in tags.items()
+    ]
+    return Content.assemble(("why: ", "bold"), Content("  ").join(parts))
+
+
+def pair_choices(width: int, both_bad: bool = True) -> Choices:
     """The seven keys of a pair: each group under the answer that it prefers, or line by line where that is too wide."""
     words = list(WORDS.values())
     groups = [
         (Content.styled("LEFT is better", f"bold {LEFT}"), keys(zip("123", words, strict=True), LEFT, width)),
-        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)),
+        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")][: 1 + both_bad], EVEN, width)),
         (Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(zip("567", words[::-1], strict=True), RIGHT, width)),
     ]
     if width < NARROW:
@@ -99,8 +128,8 @@ def rank_choices(ranking: Ranking, width: int) -> Choices:
     return Content("\n").join([Content.assemble(*parts), Content("  ").join(others)]), NOTHING, NOTHING
 
 
-def single_choices(width: int) -> Choices:
-    """The seven scores."""
+def single_choices(width: int, question: str = "How good is the answer?") -> Choices:
+    """The seven scores; the question is left out where it stands above already."""
     words = ["worst", "", "", "middling", "", "", "best"]
     room = "   " if width >= WIDE else "  "
     scale = Content(room).join(
@@ -109,7 +138,8 @@ def single_choices(width: int) -> Choices:
             for score, word in enumerate(words, 1)
         ]
     )
-    return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
+    lines = [Content.styled(question, "bold")] * bool(question) + [scale]
+    return Content("\n").join(lines), NOTHING, NOTHING
 
 
 WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
@@ -148,7 +178,12 @@ ALL_KEYS = [
 ]
 
 
-def key_table(kind: str) -> Content:
-    """All keys on an item of this kind."""
-    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *ALL_KEYS]
+def key_table(kind: str, asked: Questionnaire) -> Content:
+    """All keys on an item of this kind of which this is asked."""
+    marking = "mark what is wrong in the answers: Shift and arrows, or the mouse, then a number"
+    asks: list[tuple[str, str]] = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
+    asks += [("e", "rewrite an answer as it should have been")] * asked.rewrite
+    asks += [("m", "comment on single answers")] * asked.comments
+    asks += [("x", marking)] * bool(asked.spans)
+    rows = [*keys_of(kind), *asks, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.ratings.records import dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -41,6 +41,14 @@ CREATE TABLE event(
 # from the ratings, and a claim need not count ratings for each item.
 _RATED = f"(new.done AND new.choice <> 'skip' AND new.{COUNTS})"
 _WAS_RATED = _RATED.replace("new.", "old.")
+# What a rating was given under: versions of guideline and questions, NULL if there were none or they are not known; how
+# the answers were shown; and the answers to the questions, as JSON.
+_GIVEN_UNDER = (
+    "guideline INTEGER",
+    "questions INTEGER",
+    "view TEXT CHECK(view IN ('raw', 'rendered'))",
+    "answers TEXT",
+)
 _TABLES = f"""
 CREATE TABLE item(
   id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK(kind IN ('pair', 'rank', 'single')),
@@ -56,6 +64,7 @@ CREATE TABLE rating(
   strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
   given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]',
   why TEXT NOT NULL DEFAULT 'random', claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
+  {", ".join(_GIVEN_UNDER)},
   CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
@@ -84,6 +93,21 @@ CREATE TRIGGER item_changed AFTER UPDATE OF need, answered, gold ON item WHEN {_
 CREATE TRIGGER item_removed AFTER DELETE ON item WHEN {_OLD_OPEN} BEGIN
   UPDATE counter SET value = value - 1 WHERE name = 'open'; END;
 """
+_WORDING = """
+CREATE TABLE wording(
+  kind TEXT NOT NULL CHECK(kind IN ('guideline', 'questions')), version INTEGER NOT NULL, at REAL NOT NULL,
+  text TEXT NOT NULL, PRIMARY KEY(kind, version)) WITHOUT ROWID;
+"""
+# The event log has every earlier guideline and its time. Imported ratings were given elsewhere, under another one.
+_GUIDELINES = """
+INSERT INTO wording SELECT 'guideline', row_number() OVER (ORDER BY id), at, json_extract(payload, '$.guideline')
+  FROM event WHERE kind = 'setting' AND json_type(payload, '$.guideline') = 'text';
+UPDATE rating SET guideline = (SELECT max(version) FROM wording WHERE kind = 'guideline' AND at <= rating.done_at)
+  WHERE done AND why <> 'import';
+INSERT INTO wording SELECT key, 1, strftime('%s', 'now'), value FROM meta
+  WHERE key = 'guideline' AND value <> '' AND NOT EXISTS (SELECT 1 FROM wording);
+DELETE FROM meta WHERE key = 'guideline';
+"""
 _HEADER = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
 # Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables are replaced.
 _FROM_1 = f"""
@@ -98,13 +122,14 @@ INSERT INTO rating(id, item, labeler, order_shown, choice, strength, seconds, co
   FROM rating_1 ORDER BY id;
 DROP TABLE rating_1;
 DROP TABLE item_1;
-{_COUNTER}
-{_HEADER}
-"""
-# Schema 2 had no scores on scales of other tools.
-_FROM_2 = f"ALTER TABLE rating ADD COLUMN given REAL;\n{_COUNTER}\n{_HEADER}"
-# Schema 3 counted the items that need answers at each answer.
-_FROM_3 = f"{_COUNTER}\n{_HEADER}"
+{_COUNTER}{_WORDING}{_GUIDELINES}"""
+# What each later schema added: 3 the scores on scales of other tools, 4 the counter of items that need answers, 5 the
+# questions and the versions.
+_ADDED = {
+    3: "ALTER TABLE rating ADD COLUMN given REAL;\n",
+    4: _COUNTER,
+    5: "".join(f"ALTER TABLE rating ADD COLUMN {column};\n" for column in _GIVEN_UNDER) + _WORDING + _GUIDELINES,
+}
 
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
@@ -153,7 +178,7 @@ class RatingsFile:
                 self._make(seed)
             # WAL mode comes after the header is in the main file, where `is_ratings_file` reads it.
             self.db.execute("PRAGMA journal_mode = WAL")
-            if self._version() in (1, 2, 3):
+            if self._version() in range(1, SCHEMA_VERSION):
                 self._migrate()
             version = self._version()
         except (OSError, sqlite3.Error) as error:
@@ -240,7 +265,7 @@ class RatingsFile:
             self.db.execute("ROLLBACK")
             return
         for statement in _statements(
-            _META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _COUNTER + _HEADER
+            _META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _COUNTER + _WORDING + _HEADER
         ):
             self.db.execute(statement)
         self.set_meta("seed", str(seed))
@@ -249,16 +274,12 @@ class RatingsFile:
 
     def _migrate(self) -> None:
         with self.transaction():
-            if self._version() == 1:  # another process may have migrated it already
-                for statement in _statements(_FROM_1):
-                    self.db.execute(statement)
+            version = self._version()  # another process may have migrated it already
+            script = _FROM_1 if version == 1 else "".join(_ADDED[newer] for newer in _ADDED if newer > version)
+            for statement in _statements(script + _HEADER):
+                self.db.execute(statement)
+            if version == 1:
                 self._name_file()
-            elif self._version() == 2:
-                for statement in _statements(_FROM_2):
-                    self.db.execute(statement)
-            elif self._version() == 3:
-                for statement in _statements(_FROM_3):
-                    self.db.execute(statement)
 
     def _name_file(self) -> None:
         """Set the random id that models' manifests refer to, and the salt of the labelers' hashes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
 
     `ratings`, `items` and `labelers` are counts. `sha256` covers the rated texts and the answers, regardless of their
     order and of who gave them. `database` and `rating_ids` (as "1-40,42") identify the rows and their file.
-    `labeler_hashes` counts ratings by labeler; see `People.labeler_hash`. `answered_by` counts rated items by the model
+    `labeler_hashes` counts ratings by labeler; see `People.labeler_hash`. `rewritten_by` counts the ratings with a
+    rewritten answer by its author's hash, if there are any. `answered_by` counts rated items by the model
     that wrote a completion.
     """
     counted = f"done AND choice <> 'skip' AND {COUNTS}"
@@ -27,12 +29,15 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
     values = {"labelers": dump(sorted(labelers or ()))}
     rows = file.db.execute(
-        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given FROM rating"
+        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given, answers FROM rating"
         f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
         values,
     ).fetchall()
     names = ("key", "choice", "strength", "ranks", "score")
-    answers = [[*map(row.__getitem__, names), *([] if row["given"] is None else [row["given"]])] for row in rows]
+    answers = [
+        [*map(row.__getitem__, names), *(row[name] for name in ("given", "answers") if row[name] is not None)]
+        for row in rows
+    ]
     counts = Counter(row["labeler"] for row in rows)
     models = file.db.execute(
         "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"
@@ -40,6 +45,8 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         f" WHERE rating.item = item.id AND {counted}) GROUP BY model ORDER BY model",
         values,
     ).fetchall()
+    rewrites = Counter(row["labeler"] for row in rows if row["answers"] and "rewrites" in json.loads(row["answers"]))
+    rewritten_by = {people.labeler_hash(name): count for name, count in sorted(rewrites.items())}
     simulated = people.simulated() if labelers is None else people.simulated().intersection(labelers)
     return {
         "ratings": len(rows),
@@ -52,6 +59,7 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         "rating_ids": _ranges([row["id"] for row in rows]),
         "labeler_hashes": {people.labeler_hash(name): count for name, count in sorted(counts.items())},
         "answered_by": {row["model"]: row["items"] for row in models},
+        **({"rewritten_by": rewritten_by} if rewritten_by else {}),
     }
 
 

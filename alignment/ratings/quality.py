@@ -29,6 +29,7 @@ from alignment.ratings.agreement import (
     wilson,
 )
 from alignment.ratings.pairs import Pair, pairs_with_choices
+from alignment.ratings.question_figures import question_figures
 from alignment.ratings.reachable import agreement_shares
 from alignment.ratings.records import CONTROLS
 from alignment.ratings.warnings import warnings_of
@@ -66,6 +67,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         },
         "agreement": agreement([pair.choices for pair in pairs], [_prompt(pair.item) for pair in pairs]),
         "ordered": _ordered(items, counting),
+        "questions": question_figures(items, counting),
         "position": _preference(preference(_first_shown(ratings))),
         "length": _longer(pairs),
         "seconds": _seconds(ratings),

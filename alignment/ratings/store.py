@@ -10,14 +10,16 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
 from alignment.ratings.draws import Draws
 from alignment.ratings.file import COUNTS, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
+from alignment.ratings.importing import ImportedAnswer, import_answer
 from alignment.ratings.people import People
+from alignment.ratings.questionnaire import as_stored, check_answers
 from alignment.ratings.records import (
     Assignment,
     ChoiceShown,
@@ -29,7 +31,7 @@ from alignment.ratings.records import (
     Order,
     Progress,
     Rating,
-    Why,
+    View,
     as_completion,
     as_message,
     check_answer,
@@ -45,7 +47,6 @@ from alignment.ratings.rows import (
     finish_rating,
     insert_rating,
     item_from,
-    kind_and_count,
     last_done,
     load_assignment,
     load_feedback,
@@ -182,6 +183,8 @@ class RatingsStore:
         flags: Sequence[str] = (),
         ranks_shown: Sequence[int] | None = None,
         score: int | None = None,
+        view: View | None = None,
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         """Store the answer; it is on disk when this returns. An answer after the end of its lease still counts.
 
@@ -191,6 +194,8 @@ class RatingsStore:
             strength: 1 (slightly) to 3 (much better) for left or right, None if not asked.
             ranks_shown: for a ranking, one number per completion in display order: 1 is best, equal is a tie.
             score: for a single completion, 1 to 7.
+            view: how the answers were shown; None if that is not known.
+            answers: those to the assignment's questions, in display order; a skip has none.
 
         Raises:
             UserError: the item was answered meanwhile, for example in another window, and that answer is kept; or the
@@ -205,10 +210,8 @@ class RatingsStore:
                 (assignment.rating, assignment.item, assignment.labeler),
             ).fetchone()
             if row is None or row["done"]:
-                problem = "has answered item" if row else "has no claim any more on item"
-                raise UserError(
-                    f"{self.path}: {assignment.labeler} {problem} {assignment.item}{' already' * bool(row)}"
-                )
+                problem = "has answered item {} already" if row else "has no claim any more on item {}"
+                raise UserError(f"{self.path}: {assignment.labeler} {problem.format(assignment.item)}")
             order = json.loads(row["order_shown"])
             choice = flipped({"left": "first", "right": "second"}.get(choice_shown, choice_shown), order)
             check_answer(row["kind"], len(order), choice, strength, ranks_shown, score)
@@ -221,31 +224,25 @@ class RatingsStore:
                 "seconds": float(seconds),
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
+                "guideline": assignment.guideline,
+                "questions": assignment.questions,
+                "view": view,
+                "answers": None if choice == "skip" else self._answers(assignment, answers or {}),
             }
             # Undo needs increasing times, even if the clock was set back.
             done_at = max(now, math.nextafter(last_done(self._db, assignment.labeler), math.inf))
             finish_rating(self._db, row["id"], answer, done_at)
             self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
 
-    def import_rating(
-        self,
-        item: int,
-        labeler: str,
-        choice: str,
-        *,
-        strength: int | None = None,
-        ranks: Sequence[int] | None = None,
-        score: int | None = None,
-        given: float | None = None,
-        order_shown: Sequence[int] | None = None,
-        seconds: float | None = None,
-        comment: str = "",
-        flags: Sequence[str] = (),
-        claimed_at: float | None = None,
-        done_at: float | None = None,
-        why: Why = "import",
-    ) -> bool:
-        """Import an answer in item order. Importing the same answer again changes nothing.
+    def _answers(self, assignment: Assignment, answers: Mapping[str, Any]) -> str | None:
+        """The answers to the assignment's questions as they are stored. Raises UserError if they do not match them."""
+        asked = self.settings.questionnaire(assignment.questions)
+        check_answers(asked, assignment.kind, len(assignment.order_shown), answers)
+        stored = as_stored(answers, assignment.order_shown)
+        return None if stored is None else dump(stored)
+
+    def import_rating(self, item: int, labeler: str, choice: str, **known: Unpack[ImportedAnswer]) -> bool:
+        """Import an answer in item order; see `import_answer`. Importing the same answer again changes nothing.
 
         Returns:
             Whether the answer is new.
@@ -253,37 +250,7 @@ class RatingsStore:
         Raises:
             UserError: the item does not exist, the answer does not match it, or the labeler has given another answer.
         """
-        check_labeler(labeler)
-        with self.transaction():
-            kind, count = kind_and_count(self._file, item)
-            check_answer(kind, count, choice, strength, ranks, score, given)
-            order = [] if order_shown is None else list(order_shown)
-            if (order or why != "import") and sorted(order) != list(range(count)):
-                raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {count - 1} once")
-            answer: dict[str, Any] = {"choice": choice, "strength": strength, "score": score, "given": given}
-            answer["ranks"] = None if ranks is None else dump(dense(ranks))
-            row = self._db.execute(
-                "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
-                (item, labeler, why == "repeat"),
-            ).fetchone()
-            if row is not None and row["done"]:
-                if any(row[name] != value for name, value in answer.items()):
-                    raise UserError(
-                        f"{self.path}: {labeler} has answered item {item} already, and otherwise ({row['choice']},"
-                        f" found {choice}); the first answer is kept"
-                    )
-                return False
-            now = time.time()
-            done_at = now if done_at is None else done_at
-            rating = row["id"] if row is not None else insert_rating(self._db, item, labeler, [], why, 0.0)
-            self._db.execute(
-                "UPDATE rating SET order_shown = ?, why = ?, claimed_at = ? WHERE id = ?",
-                (dump(order), why, done_at if claimed_at is None else claimed_at, rating),
-            )
-            answer |= {"seconds": seconds, "comment": clean(comment), "flags": dump([clean(flag) for flag in flags])}
-            finish_rating(self._db, rating, answer, done_at)
-            self._file.log(now, labeler, item, "import", answer | {"why": why})
-            return True
+        return import_answer(self._file, item, labeler, choice, known)
 
     def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
         """The assignment of a rating, if this labeler claimed it (and, on request, it is `unanswered`); else None."""
@@ -312,7 +279,8 @@ class RatingsStore:
             self._file.log(now, labeler, row["item"], "undo", dict(row))
             self._db.execute(
                 "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, given = NULL,"
-                " seconds = NULL, comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                " seconds = NULL, comment = '', flags = '[]', guideline = NULL, questions = NULL, view = NULL,"
+                " answers = NULL, done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
                 (now, row["id"]),
             )
             if row["order_shown"] == "[]":  # an imported answer with an unknown display order

@@ -1,22 +1,18 @@
 """The rating screen, whole, driven by Textual's Pilot: real widgets, real layout, a real ratings file."""
 
-import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from helpers.rating_screen import drive, lines, listening, press, text
 from textual.pilot import Pilot
 
 from alignment.errors import UserError
 from alignment.labeling import tui
-from alignment.labeling.session import Sitting
-from alignment.labeling.tui import RatingApp
 from alignment.ratings import Gold, Rating, RatingsStore
 
 LONG = "The library opens at nine and closes at six, and on Sundays it does not open at all. " * 30
-KEYS = {"=": "equals_sign", "?": "question_mark"}
 
 
 @pytest.fixture
@@ -37,43 +33,6 @@ def add_pairs(store: RatingsStore, count: int) -> None:
 def add_rank(store: RatingsStore, count: int, text: str = "") -> None:
     texts = [{"text": f"answer-{'abcdefghi'[i]} {text}", "model": f"secret-{i}@v1"} for i in range(count)]
     store.add_item([{"role": "user", "content": "order these."}], texts, kind="rank")
-
-
-def drive(
-    store: RatingsStore, script: Callable[[Pilot], Awaitable[None]], size: tuple[int, int] = (120, 40), **options
-) -> RatingApp:
-    async def run() -> RatingApp:
-        app = RatingApp(Sitting(store, "ada", **options))
-        async with app.run_test(size=size) as pilot:
-            await pilot.pause()
-            await asyncio.wait_for(script(pilot), 60)
-        return app
-
-    return asyncio.run(run())
-
-
-async def press(pilot: Pilot, *keys: str) -> None:
-    """Press each key as soon as the screen listens to it."""
-    for key in keys:
-        await listening(pilot)
-        await pilot.press(KEYS.get(key, key))
-        await pilot.pause()
-    await listening(pilot)
-
-
-async def listening(pilot: Pilot) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < pilot.app.deaf_until:
-        assert time.monotonic() < end, "the screen never listened again"
-        await pilot.pause(0.01)
-
-
-def lines(pilot: Pilot) -> list[str]:
-    return [strip.text for strip in pilot.app.screen._compositor.render_strips()]
-
-
-def text(pilot: Pilot) -> str:
-    return "\n".join(lines(pilot))
 
 
 def last(store: RatingsStore) -> Rating:
@@ -282,9 +241,11 @@ def test_feedback_after_calibration_waits_for_a_key(store: RatingsStore) -> None
 
         side = good_side()
         await press(pilot, "1" if side == "LEFT" else "7")
-        assert f"Correct: {side} is better." in text(pilot) and "gold" in text(pilot)
+        assert f"Correct. You said: {side} is much better. Expected: {side} is better." in text(
+            pilot
+        ) and "gold" in text(pilot)
         await press(pilot, "j", "down")  # looking around does not go on
-        assert "Correct:" in text(pilot) and "any key goes on" in text(pilot)
+        assert "Correct." in text(pilot) and "any key goes on" in text(pilot)
         await pilot.pause(0.2)
         assert not set(lines(pilot)[-1].split()) & {"Undo", "Skip", "Flag", "Comment"}
         await press(pilot, "1")

@@ -40,8 +40,10 @@ def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
     for rating in stored.ratings:
         given.setdefault(rating.item, []).append(rating)
     names = [field.name for field in fields(Rating) if field.name not in ("id", "item", "kind")]
-    for item in stored.items:
+    for place, item in enumerate(stored.items):
         row = {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
+        if stored.wordings and place == 0:
+            row["wordings"] = stored.wordings
         yield row | {
             "completions": [asdict(completion) for completion in item.completions],
             "gold": None if item.gold is None else asdict(item.gold),

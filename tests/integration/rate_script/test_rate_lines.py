@@ -85,7 +85,7 @@ def test_lines_rank_score_and_give_feedback(tmp_path: Path) -> None:
     done = piped("\n".join(lines) + "\n", "--db", db, "--labeler", "ada")
     for said in (
         "Not understood. Expected: 1 (worst) to 7 (best)",
-        "Correct: 6 of 7.",
+        "Correct. You said: 6 of 7. Expected: 6 of 7.",
         "You said: 1 of 7. Expected: 6 of 7.",
         "3 has no place.",
         "The answers have the numbers 1 to 3.",
@@ -150,6 +150,7 @@ def test_the_demo_asks_for_so_many_ratings_in_a_pipe_and_on_a_terminal(screens: 
 
 def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "q.yaml").write_text("tag: {w: wrong}\n")
     damaged = str(tmp_path / "damaged.db")
     whole = Path(db).read_bytes()
     Path(damaged).write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
@@ -169,6 +170,8 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         (["--db", db, "--web", "--order", "uncertain"], "no reward model has scored"),
         (["settings", "--db", db, "--gold-share", "2"], "gold_share"),
         (["settings", "--db", db, "--guideline", str(tmp_path)], "cannot be read"),
+        (["settings", "--db", db, "--questions", str(tmp_path / "no.yaml")], "no.yaml: no such file; name a YAML"),
+        (["settings", "--db", db, "--questions", str(tmp_path / "q.yaml")], "q.yaml: unknown key 'tag'; did you mean"),
         (["order", "--db", db, "--model", "nobody", "--registry", str(tmp_path)], "nobody"),
         (["inviet", "--db", db], "'inviet' is no command; the commands are invite, settings"),
         (["report", "--db", damaged], "cannot open the ratings file (database disk image is malformed)"),
@@ -221,10 +224,14 @@ def test_invitations_are_links_that_the_store_knows(db: str) -> None:
 
 
 def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:
+    (tmp_path / "questions.yaml").write_text("tags: {w: wrong facts}\nrewrite: true\n")
     (tmp_path / "guide.txt").write_text("Prefer the kind one.\n")
     given = ["--calibration", "3", "--repeat-share", "0.1", "--guideline", str(tmp_path / "guide.txt")]
+    given += ["--questions", str(tmp_path / "questions.yaml")]
     assert piped("", "settings", "--db", db, *given).returncode == 0
     wanted = {"calibration": 3, "gold_share": 0.05, "repeat_share": 0.1, "guideline": "Prefer the kind one.\n"}
+    wanted |= {"questions": {"tags": {"w": "wrong facts"}, "rewrite": True}}
+    wanted |= {"versions": {"guideline": 1, "questions": 1}}
     wanted |= {"gold_items": 0}  # so that somebody sees that a calibration round has nothing to give yet
     assert json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
     failed = piped("", "settings", "--db", db, "--calibration", "9", "--gold-share", "-1")

@@ -581,3 +581,29 @@ def test_a_bad_rank_in_a_table_of_messages_is_a_bad_row_and_the_others_are_read(
     found = dict(flat_trees((f"d:{n}", row) for n, row in enumerate(rows, 1)))
     assert "'rank' must be a number, found 'best'" in str(found["d:2"])
     assert [each["text"] for each in found["d:1"]["prompt"]["replies"]] == ["There."]
+
+
+def test_an_empty_document_is_left_out():
+    row = {"question": "Where?", "context": [[[]], [], "In the shed."], "answer": "Shed."}
+    assert only(row).messages[0]["content"] == "Documents:\n\n[1] In the shed.\n\nQuestion: Where?"
+
+
+def test_what_no_parser_thought_of_is_a_bad_row(monkeypatch):
+    """One row is set aside, and the others are read; a mistake of the command's own user is still told as such."""
+    from alignment.data import parsing
+    from alignment.errors import ConfigError
+
+    def broken(error):
+        def read(*_):
+            raise error
+
+        return read
+
+    row = {"prompt": "Where is the key?", "completion": "On the hook."}
+    for error in (TypeError("'float' object is not iterable"), KeyError("x"), RecursionError("deep")):
+        monkeypatch.setattr(parsing, "_examples", broken(error))
+        with pytest.raises(BadRow, match=r"a value is built otherwise than in the shape 'completion' \("):
+            to_examples(row)
+    monkeypatch.setattr(parsing, "_examples", broken(ConfigError("no such column")))
+    with pytest.raises(ConfigError, match="no such column"):
+        to_examples(row)
