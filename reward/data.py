@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, DataPart
-from alignment.data.attributes import AttributeReader
+from alignment.data.attributes import AttributeReader, vote_of
 from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
@@ -81,7 +81,8 @@ def _judged(rows: Rows, attributes: AttributeReader | None) -> Rows:
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
     ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. A completion that was
-    rewritten yields one more comparison: the rewritten text is better.
+    rewritten yields one more comparison: the rewritten text is better. Answers to questions of attributes yield
+    judgements of these.
 
     Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
     who count, None: all.
@@ -102,6 +103,8 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         for new in rewrites_of(item, item_ratings):
             votes = tuple(Vote("first", None, labeler) for labeler in new.labelers)
             yield where, Comparison(prompt, new.text, texts[new.completion], votes)
+        for judged in _of_attributes(prompt, texts, item_ratings):
+            yield where, judged
         if item.kind == "single":
             for rating in item_ratings:
                 assert rating.score is not None
@@ -114,6 +117,22 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
                 yield where, PassedOver(f"both completions of a rated {item.kind} are the same")
             elif votes:
                 yield where, Comparison(prompt, texts[i], texts[j], votes, len(texts))
+
+
+def _of_attributes(prompt: tuple[Message, ...], texts: Sequence[str], ratings: Sequence[Rating]) -> Iterator[Judgement]:
+    """What labelers answered of attributes: on the pair scale a comparison with all votes, on the scale of 1 to 7 a
+    rating of each completion by each labeler."""
+    votes: dict[str, list[Vote]] = {}
+    for rating in ratings:
+        for name, value in (rating.answers or {}).get("attributes", {}).items():
+            if not isinstance(value, list):
+                votes.setdefault(name, []).append(vote_of(value, rating.labeler))
+                continue
+            for text, score in zip(texts, value, strict=True):
+                yield CompletionRating(prompt, text, float(score), rating.labeler, attribute=name)
+    if texts[0] != texts[-1]:
+        for name, cast in votes.items():
+            yield Comparison(prompt, texts[0], texts[1], tuple(cast), attribute=name)
 
 
 def _vote(rating: Rating, first: int, second: int) -> Vote:

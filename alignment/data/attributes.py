@@ -20,7 +20,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.keys import is_empty
 from alignment.data.messages import parsed
 from alignment.data.parsing import LEARNED, to_judgements
-from alignment.data.preferences import number_of
+from alignment.data.preferences import Choice, number_of
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import BadRow
 
@@ -133,5 +133,10 @@ def _vote(value: Any, name: str, labeler: str | None) -> Vote:
             f"'{COLUMN}.{name}' is {number:g}; expected a whole number from {MUCH_BETTER} (the first answer is much "
             f"better) through 0 (a tie) to -{MUCH_BETTER} (the second is)"
         )
-    choice = "first" if number > 0 else "second" if number < 0 else "tie"
-    return Vote(choice, int(abs(number)) or None, labeler)  # type: ignore[arg-type]
+    return vote_of(int(number), labeler)
+
+
+def vote_of(number: int, labeler: str | None) -> Vote:
+    """The vote that a number on the pair scale is: above 0 for the first answer, below for the second, 0 a tie."""
+    choice: Choice = "first" if number > 0 else "second" if number < 0 else "tie"
+    return Vote(choice, abs(number) or None, labeler)

@@ -49,7 +49,7 @@ class ConstrainedOutcome(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        near = abs(self.multiplier - 1) <= 0.1 and abs(self.slack) <= 0.05
+        near = abs(self.multiplier - 1) <= 0.1 and abs(self.slack) <= 0.08
         return near and self.gap >= 0.95 and self.distance <= 0.08
 
 

@@ -174,4 +174,4 @@ def test_the_measure_itself():
     assert measured(start).gap == pytest.approx(0.0) and not measured(start).passes
     assert not measured(tilted(start, rewards, costs, 0.0, 0.5)).passes
     assert not measured(tilted(start, rewards, costs, 0.7, 0.5), multiplier=0.8).passes
-    assert not ConstrainedOutcome(1.0, 0.0, 0.06, 1.0).passes
+    assert not ConstrainedOutcome(1.0, 0.0, 0.09, 1.0).passes
