@@ -274,9 +274,9 @@ def test_answers_to_questions_of_a_ratings_file_are_judgements_of_attributes(tmp
     """Two labelers of a pair, on both scales, and the whole; a single answer has its score."""
     with RatingsStore(tmp_path / "r.db", create=True) as store:
         hashed = {name: store.people.labeler_hash(name) for name in ("ann", "bob")}
-        pair = store.add_item([{"role": "user", "content": "q"}], [{"text": "x"}, {"text": "y"}])
-        single = store.add_item([{"role": "user", "content": "p"}], [{"text": "z"}])
-        for name, helps, true in (("ann", 2, [5, 3]), ("bob", -1, [4, 4])):
+        pair = store.add_item([{"role": "user", "content": "q"}], [{"text": "x"}, {"text": "y"}], need=2)
+        single = store.add_item([{"role": "user", "content": "p"}], [{"text": "z"}], kind="single")
+        for name, helps, true in (("ann", -2, [5, 3]), ("bob", -1, [4, 4])):
             store.import_rating(pair, name, "second", answers={"attributes": {"helps": helps, "true": true}})
         store.import_rating(single, "ann", "scored", score=6, answers={"attributes": {"true": [2]}})
 
@@ -284,7 +284,7 @@ def test_answers_to_questions_of_a_ratings_file_are_judgements_of_attributes(tmp
         return read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0), attributes=attributes)[0].items
 
     (helps,) = judged("helps")
-    assert helps.votes == (Vote("first", 2, hashed["ann"]), Vote("second", 1, hashed["bob"]))
+    assert helps.votes == (Vote("second", 2, hashed["ann"]), Vote("second", 1, hashed["bob"]))
     rated = {(each.completion, each.labeler): each.rating for each in judged("true")}
     assert rated == {("x", hashed["ann"]): 5, ("y", hashed["ann"]): 3, ("x", hashed["bob"]): 4, ("y", hashed["bob"]): 4,
                      ("z", hashed["ann"]): 2}  # fmt: skip
