@@ -13,7 +13,7 @@ from alignment.ratings.records import as_completion, as_message, check_answer, c
 from alignment.ratings.settings import WORDING_KINDS
 from alignment.terminal import clean
 
-ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings", "wordings")
+ITEM_KEYS = ("item", "kind", "prompt", "completions", "need", "gold", "metadata", "ratings", "wordings")
 _OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags")
 _SEEN = ("guideline", "questions", "view", "answers")
 LATEST = 2.0**53
@@ -22,7 +22,7 @@ RATING_KEYS = ("labeler", "choice", *_OPTIONAL, *_SEEN, "claimed_at", "done_at",
 
 
 def checked_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry (see `formats.Entry`) that a line holds.
+    """The fields of an entry (see `formats.Entry`) that a line holds; the item's number belongs to another file.
 
     Raises:
         BadRow: a key is missing, unknown or of the wrong kind.

@@ -12,7 +12,7 @@ from rich.text import Text
 from alignment.labeling.answers import LabelerAnswer, Ranking, keys_of
 from alignment.labeling.asking import TextKind
 from alignment.labeling.marking import in_lines, marks_in
-from alignment.labeling.session import LAST, NO_KEY, NOTHING_TO_RATE, Sitting, position
+from alignment.labeling.session import LAST, NO_KEY, Sitting, position
 from alignment.ratings import Assignment, Order, RatingsStore
 from alignment.terminal import clean, one_line
 
@@ -226,7 +226,7 @@ def _show(console: Console, sitting: Sitting) -> bool:
     assignment, progress = sitting.assignment, sitting.progress
     if assignment is None:
         console.print(
-            f"{LAST} u takes your last answer back, any other line ends." if progress.done else NOTHING_TO_RATE
+            f"{LAST} u takes your last answer back, any other line ends." if progress.done else sitting.nothing
         )
         return progress.done > 0
     console.print(position(progress), style="bold")

@@ -10,13 +10,15 @@ from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
 from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft
 from alignment.labeling.marking import Mark
-from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore
+from alignment.labeling.refereeing import decided
+from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore, View
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
 
 State = Literal["rate", "wait", "end"]
-WaitsFor = Literal["right", "wrong", "store"]
+WaitsFor = Literal["right", "wrong", "votes", "store"]
 NOTHING_TO_RATE = "There is nothing to rate here for you yet."
+NOTHING_DISPUTED = "No disputed item is left for you: you do not decide items that you have rated yourself."
 LAST = "That was the last one."
 NOTHING_BACK = "There is nothing to take back."
 PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
@@ -28,9 +30,9 @@ NO_KEY = "That key does nothing here; ? shows the keys."
 class Sitting:
     """What is shown to a labeler now, and what each of their decisions does.
 
-    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item,
-    or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on disk before the
-    next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
+    `state` is `rate` (an assignment waits for an answer), `wait` (until `go_on`: after feedback on a calibration item
+    or a verdict, or where the answer was saved and the next item could not be fetched) or `end`. Every answer is on
+    disk before the next item is claimed. `limit` ends the sitting after so many answers; skips are not counted.
     """
 
     store: RatingsStore
@@ -40,15 +42,17 @@ class Sitting:
     state: State = field(default="end", init=False)
     assignment: Assignment | None = field(default=None, init=False)
     progress: Progress = field(init=False)
+    view: View = field(default="raw", init=False)
+    """How the item is shown; a screen that renders sets it."""
     said: str = field(default="", init=False)
     """What became of the last key."""
     failed: bool = field(default=False, init=False)
     """Whether `said` tells of something that went wrong."""
     waits_for: WaitsFor = field(default="right", init=False)
-    """In the state `wait`: feedback, by whether the answer was right, or the store."""
+    """In the state `wait`: feedback, by whether the answer was right; the votes behind a verdict; or the store."""
 
     def __post_init__(self) -> None:
-        self.progress = self.store.progress(self.labeler)
+        self.progress = self.store.progress(self.labeler, self.order)
         self._start = self.given
         self._questionnaires: dict[int | None, Questionnaire] = {}  # by version
         self._drafts: dict[int, Draft] = {}  # by rating; one that an undo left open comes back as it was
@@ -93,6 +97,11 @@ class Sitting:
         if draft.step is not None:
             return heading(number, total, draft.step.name, draft.step.attribute.ask)
         return heading(number, total, "", self.questionnaire.overall or OVERALL[self.assignment.kind])
+
+    @property
+    def nothing(self) -> str:
+        """Why there is no item, where none was answered."""
+        return NOTHING_DISPUTED if self.order == "disputed" else NOTHING_TO_RATE
 
     def seen(self) -> None:
         """The item is on the screen from now on; the clock of its answer starts."""
@@ -169,17 +178,23 @@ class Sitting:
                 flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view=self.view,
                 answers=draft.answers,
             )
             feedback = self.store.feedback(assignment)
+            shown = decided(self.store, assignment)
         except UserError as error:  # the disk is full, or it was answered in another window meanwhile
             self._next(f"Not saved: {clean(str(error))}", failed=True)
             return
         del self._drafts[assignment.rating]
+        if shown is not None:
+            self.progress = self.store.progress(self.labeler, self.order)
+            self._wait("votes", f"Your verdict: {shown.verdict}. The votes: {'; '.join(shown.votes + shown.comments)}.")
+            return
         if feedback is None:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
-        self.progress = self.store.progress(self.labeler)
+        self.progress = self.store.progress(self.labeler, self.order)
         said = said_and_expected(answer, feedback.expected_shown)
         self._wait("right" if feedback.right else "wrong", f"{'Correct. ' * feedback.right}{said}")
 
@@ -196,9 +211,9 @@ class Sitting:
             self.say(f"Taken back: {self.draft.step.in_words(value)}.")
             return
         try:
-            former = self.store.last_rating(self.labeler)
-            undone = self.store.undo(self.labeler)
-            self.progress = self.store.progress(self.labeler)
+            former = self.store.last_rating(self.labeler, self.order)
+            undone = self.store.undo(self.labeler, self.order)
+            self.progress = self.store.progress(self.labeler, self.order)
         except UserError as error:
             self.say(f"Not taken back: {clean(str(error))}", failed=True)
             return
@@ -225,7 +240,7 @@ class Sitting:
     def _next(self, said: str = "", failed: bool = False) -> None:
         """Claim what comes next; a store that cannot even do that leaves what is on the screen."""
         try:
-            self.progress = self.store.progress(self.labeler)
+            self.progress = self.store.progress(self.labeler, self.order)
             reached = self.limit is not None and self.given_now >= self.limit
             assignment = None if reached else self.store.claim(self.labeler, order=self.order)
         except UserError as error:
@@ -240,10 +255,11 @@ class Sitting:
 
     def _wait(self, what: WaitsFor, said: str) -> None:
         self.state, self.waits_for = "wait", what
-        self.say(said, failed=what != "right")
+        self.say(said, failed=what in ("wrong", "store"))
 
     def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
-        self.assignment = assignment
+        if assignment != self.assignment:
+            self.assignment, self.view = assignment, "raw"
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)
         self.seen()

@@ -23,8 +23,9 @@ from alignment.labeling import tui_text
 from alignment.labeling.asking import TextKind, name_of
 from alignment.labeling.marking import Mark
 from alignment.labeling.session import Sitting, State
+from alignment.labeling.tui_item import ItemTexts
 from alignment.labeling.tui_screens import SCROLL, Help, Marking, Text, Writing
-from alignment.ratings import Assignment, Order, RatingsStore
+from alignment.ratings import Assignment, Order, RatingsStore, View
 from alignment.terminal import clean
 
 MOST_ANSWERS = 9
@@ -70,6 +71,8 @@ class RatingApp(App[int]):
         Binding("equals_sign", "press('=')", show=False),
         Binding("backspace", "press('backspace')", show=False),
         Binding("enter", "press('enter')", show=False),
+        Binding("r", "show('raw')", "Raw"),
+        Binding("r", "show('rendered')", "Rendered"),
         Binding("s", "skip", "Skip"),
         Binding("f", "flag", "Flag"),
         Binding("c", "comment", "Comment"),
@@ -90,6 +93,7 @@ class RatingApp(App[int]):
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: tuple[State, Assignment | None] | None = None
+        self._texts = ItemTexts(sitting)
         self._question = ""
 
     def compose(self) -> ComposeResult:
@@ -159,6 +163,8 @@ class RatingApp(App[int]):
             )
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
+        if action == "show":
+            return self._texts.formatted and parameters[0] != self.sitting.view
         return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
@@ -169,10 +175,11 @@ class RatingApp(App[int]):
 
     def on_key(self, event: events.Key) -> None:
         """A letter may be a reason; and where the sitting waits any key goes on, except those that look around."""
+        looks = (*SCROLL, *_LEAVE, "question_mark", "J", "K", *["r"] * self._texts.formatted)
         if self.sitting.state == "rate" and self.sitting.tag(event.key):
             event.stop().prevent_default()
             self.draw()
-        elif self.sitting.state == "wait" and event.key not in (*SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        elif self.sitting.state == "wait" and event.key not in looks:
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -248,6 +255,14 @@ class RatingApp(App[int]):
     def action_leave(self) -> None:
         self.exit(0)
 
+    def action_show(self, view: View) -> None:
+        """Show the texts as they were written, or rendered."""
+        self.sitting.view = view
+        self._draw_texts()
+        self.draw()
+        self.refresh_bindings()
+        self.call_after_refresh(self._mark_prompt)
+
     def action_scroll(self, what: str, lines: int) -> None:
         self.query_one(f"#{what}").scroll_relative(y=2 * lines, animate=False)
 
@@ -262,7 +277,10 @@ class RatingApp(App[int]):
         sitting, width = self.sitting, self.size.width
         now = (sitting.state, sitting.assignment)
         if now != self._on_screen:
-            if self._on_screen is None or self._on_screen[0] != sitting.state:
+            before = self._texts.formatted
+            if self._on_screen is None or self._on_screen[1] != sitting.assignment:
+                self._texts.read()
+            if self._on_screen is None or self._on_screen[0] != sitting.state or self._texts.formatted != before:
                 self.refresh_bindings()  # makes the footer anew
             self._on_screen = now
             self._draw_item(sitting.assignment)
@@ -279,7 +297,7 @@ class RatingApp(App[int]):
         marks = ""
         if sitting.assignment is not None:
             self._draw_choices(sitting.assignment, width)
-            marks = tui_text.marks(sitting.draft)
+            marks = "  ".join([*self._texts.marks(), tui_text.marks(sitting.draft)]).strip()
         text["marks"].update(marks)
         self._draw_questions(sitting.state == "rate")
 
@@ -289,18 +307,19 @@ class RatingApp(App[int]):
         end = self.query_one("#end", Text)
         end.display = assignment is None
         if assignment is None:
-            end.update(tui_text.end(self.sitting.progress))
+            end.update(tui_text.end(self.sitting.progress, self.sitting.nothing))
             return
-        self.query_one("#messages", Text).update(tui_text.conversation(assignment.prompt))
+        self._draw_texts()
         for index, box in enumerate(self.query(".answer").results(Text)):
-            box.display = index < len(assignment.completions)
-            box.update(tui_text.body(assignment.completions[index]) if box.display else "")
             box.set_class(assignment.kind == "pair" and index == 0, "left")
             box.set_class(assignment.kind == "pair" and index == 1, "right")
             box.set_class(assignment.kind == "single", "single")
         self.query_one("#answers").scroll_home(animate=False)
         # The end of a long conversation is what is answered.
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
+
+    def _draw_texts(self) -> None:
+        self._texts.draw(self.query_one("#messages", Text), self.query(".answer").results(Text))
 
     def _draw_questions(self, asked: bool) -> None:
         """What is asked now, and the reasons; nothing of an item with the one choice alone."""
@@ -330,6 +349,7 @@ class RatingApp(App[int]):
             texts = tui_text.rank_choices(ranking, width)
         else:
             texts = tui_text.single_choices(width, *[""] * bool(self._question))
+        self.query_one("#choices").set_class(self.sitting.state == "wait", "told")  # else a long text would be cut
         for box, text in zip(self.query("#choices > Text").results(Text), texts, strict=True):
             box.display = bool(text)
             box.update(text)

@@ -9,7 +9,7 @@ from textual.content import Content
 
 from alignment.labeling.answers import Ranking, keys_of
 from alignment.labeling.asking import Draft
-from alignment.labeling.session import LAST, NOTHING_TO_RATE, WaitsFor, position
+from alignment.labeling.session import LAST, WaitsFor, position
 from alignment.ratings import Progress
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean
@@ -58,10 +58,10 @@ def position_line(progress: Progress, width: int) -> Content:
     return Content.assemble(bar(progress), "  ", line) if width >= 72 else line
 
 
-def end(progress: Progress) -> Content:
+def end(progress: Progress, nothing: str) -> Content:
     """What is shown when there is no item."""
     if not progress.done:
-        return Content.assemble((NOTHING_TO_RATE, "bold"), "\n\nq leaves.")
+        return Content.assemble((nothing, "bold"), "\n\nq leaves.")
     return Content.assemble(
         (LAST, "bold"),
         f" {progress.done} answers, all saved. Thank you!\n\nu takes your last answer back, q leaves.",
@@ -142,15 +142,20 @@ def single_choices(width: int, question: str = "How good is the answer?") -> Cho
     return Content("\n").join(lines), NOTHING, NOTHING
 
 
-WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+WAITING = {
+    "right": ("AS EXPECTED", "$text-success"),
+    "wrong": ("NOT AS EXPECTED", "$text-warning"),
+    "votes": ("WHAT THE LABELERS SAID", "$text-primary"),
+    "store": ("SOMETHING IS WRONG", "$text-warning"),
+}
 
 
 def wait_choices(said: str, waits_for: WaitsFor) -> Choices:
-    """What became of the answer to a calibration item, or why there is no next one."""
-    style = "$text-success" if waits_for == "right" else "$text-warning"
-    head = Content.styled(f" {WAITING[waits_for]} ", f"bold reverse {style}")
-    words = Content.assemble((said, f"bold {style}"), "   any key goes on")
-    return Content("\n").join([head, words]), NOTHING, NOTHING
+    """What became of the answer to a calibration item, the votes behind a verdict, or why there is no next one."""
+    words, style = WAITING[waits_for]
+    head = Content.styled(f" {words} ", f"bold reverse {style}")
+    told = Content.assemble((said, f"bold {style}"), "   any key goes on")
+    return Content("\n").join([head, told]), NOTHING, NOTHING
 
 
 def rank_title(number: int, ranking: Ranking) -> str:
@@ -170,6 +175,7 @@ def ordinal(rank: int) -> str:
 ALL_KEYS = [
     ("j k ↓ ↑", "scroll the answers, all together; space and page keys by a page"),
     ("J K", "scroll the prompt"),
+    ("r", "text as it was written, or Markdown, tables and code as readers see them"),
     ("s", "skip: you cannot judge it; others will"),
     ("f", "flag: somebody should look at this item"),
     ("c", "comment"),

@@ -30,6 +30,10 @@ from starlette.routing import Route
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
 from alignment.labeling.asking import Draft, new_draft
+from alignment.labeling.desk import show_warnings
+from alignment.labeling.desk_page import progress_page
+from alignment.labeling.refereeing import decided
+from alignment.labeling.rendering.page import item_html
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
 from alignment.labeling.web_forms import (
@@ -50,7 +54,8 @@ from alignment.labeling.web_forms import (
 )
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, RatingsStore
-from alignment.terminal import clean, one_line
+from alignment.ratings.setup_warnings import setup_warnings
+from alignment.terminal import clean, one_line, screen
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -58,6 +63,7 @@ SESSION_SECONDS = 30 * 24 * 3600
 ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 NO_SESSION = "Please open your personal link and press Start. If the link does not work any more, ask for a new one."
+DEAD_LINK = "This link does not work, or not any more. Please ask for a new one."
 NOT_OPEN = (
     "This item is not open for you: it was answered already, perhaps by a second press or in another window."
     " The answer that was saved first stands; Undo takes it back."
@@ -81,6 +87,7 @@ class Visit:
     token: str
     form: Mapping[str, str]
     shown_at: float
+    order: Order
 
 
 Work = Callable[[Visit, Request], Response]
@@ -104,6 +111,8 @@ class RatingPage:
             Route("/rate", self._visit(self.rate), methods=["POST"]),
             Route("/undo", self._visit(self.undo), methods=["POST"]),
             Route("/practice/{rating}", self._visit(self.practice)),
+            Route("/votes/{rating}", self._visit(self.votes)),
+            Route("/progress/{token}", self.progress),
             Route("/l/{token}", self.link),
             Route("/l/{token}/", self.link),
             Route("/start", self.start, methods=["POST"]),
@@ -123,8 +132,15 @@ class RatingPage:
         in from a mail, would not come back with a redirect.
         """
         token = request.path_params["token"]
-        labeler, guideline = await run_in_threadpool(self._greeting, token)
-        return self._page("start.html", labeler=labeler, guideline=guideline, token=token)
+        labeler, guideline, referee = await run_in_threadpool(self._greeting, token)
+        return self._page("start.html", labeler=labeler, guideline=guideline, referee=referee, token=token)
+
+    async def progress(self, request: Request) -> Response:
+        """How far the rating is, for the organiser, whose link opens this page alone."""
+        found = await run_in_threadpool(progress_page, self.db, request.path_params["token"])
+        if found is None:
+            raise HTTPException(404, DEAD_LINK)
+        return self._page("progress.html", **found)
 
     async def start(self, request: Request) -> Response:
         """Turn the link's token into the session's cookie."""
@@ -139,7 +155,7 @@ class RatingPage:
     def item(self, visit: Visit, request: Request) -> Response:
         """The next item, or that there is none."""
         said = saved(request.query_params.get("saved", ""))
-        return self._item(visit, visit.store.claim(visit.labeler, order=self.order), said)
+        return self._item(visit, visit.store.claim(visit.labeler, order=visit.order), said)
 
     def rate(self, visit: Visit, _: Request) -> Response:
         """Save an answer and go on. One that comes twice, or for what is not theirs to answer, is explained."""
@@ -163,6 +179,7 @@ class RatingPage:
                 flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view="rendered" if visit.form.get("view") == "rendered" else "raw",
                 answers=draft.answers,
             )
         except UserError:
@@ -171,14 +188,17 @@ class RatingPage:
             raise
         if visit.store.feedback(item) is not None:
             return RedirectResponse(f"/practice/{item.rating}", 303)
+        if decided(visit.store, item) is not None:
+            return RedirectResponse(f"/votes/{item.rating}", 303)
         code = "".join(map(str, answer.ranks)) if answer.ranks else visit.form["answer"]
         return RedirectResponse("/?saved=skip" if answer == SKIP else f"/?saved={item.kind}-{code}", 303)
 
     def undo(self, visit: Visit, _: Request) -> Response:
         """Reopen the last answer, with what came with it."""
-        former, undone = visit.store.last_rating(visit.labeler), visit.store.undo(visit.labeler)
+        former = visit.store.last_rating(visit.labeler, visit.order)
+        undone = visit.store.undo(visit.labeler, visit.order)
         if undone is None or former is None:
-            claimed = visit.store.claim(visit.labeler, order=self.order)
+            claimed = visit.store.claim(visit.labeler, order=visit.order)
             return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
         said = f"Taken back, please answer again. Your answer was: {by_letter(str(as_shown(former, undone)))}."
         asked = visit.store.settings.questionnaire(undone.questions)
@@ -195,8 +215,19 @@ class RatingPage:
             "said": by_letter(said),
             "expected": by_letter(expected_in_words(expected)),
             "reason": expected.reason,
+            "rendered": item_html(item),
         }
         return self._page("practice.html", item=item, names=names_of(item), right=feedback.right, **words)
+
+    def votes(self, visit: Visit, request: Request) -> Response:
+        """What the labelers said of an item that the referee has decided."""
+        item = _found(visit, request.path_params["rating"])
+        shown = None if item is None else decided(visit.store, item)
+        if item is None or shown is None:
+            return RedirectResponse("/", 303)
+        said = [*map(by_letter, shown.votes), *shown.comments]
+        verdict, csrf = by_letter(shown.verdict), seal(visit.token)
+        return self._page("votes.html", item=item, names=names_of(item), verdict=verdict, votes=said, csrf=csrf)
 
     def error(self, _: Request, error: Exception) -> Response:
         """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""
@@ -228,15 +259,16 @@ class RatingPage:
             shown_at = time.time() if form is None else unseal(token, form.get("csrf", ""))
             if shown_at is None:
                 raise HTTPException(403, FOREIGN)
-            return work(Visit(store, labeler, token, form or {}, shown_at), request)
+            order: Order = "disputed" if labeler in store.people.referees() else self.order
+            return work(Visit(store, labeler, token, form or {}, shown_at, order), request)
 
-    def _greeting(self, token: str) -> tuple[str, str]:
-        """Whose link it is, and the guideline."""
+    def _greeting(self, token: str) -> tuple[str, str, bool]:
+        """Whose link it is, the guideline, and whether they are a referee."""
         with RatingsStore(self.db) as store:
             labeler = store.people.labeler_of(token)
             if labeler is None:
-                raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
-            return labeler, store.settings.guideline
+                raise HTTPException(404, DEAD_LINK)
+            return labeler, store.settings.guideline, labeler in store.people.referees()
 
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
@@ -244,7 +276,7 @@ class RatingPage:
     def _item(
         self, visit: Visit, item: Assignment | None, said: str, draft: Draft | None = None, status: int = 200
     ) -> Response:
-        progress = visit.store.progress(visit.labeler)
+        progress = visit.store.progress(visit.labeler, visit.order)
         shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
         if item is None:
             return self._page("end.html", **shown)
@@ -255,6 +287,8 @@ class RatingPage:
             status,
             **shown,
             item=item,
+            rendered=item_html(item),
+            raw=visit.form.get("view") == "raw",
             names=names_of(item),
             buttons=buttons(item.kind),
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
@@ -325,12 +359,14 @@ def serve(
     server = page_server(app)
     # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
     # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
-    with RatingsStore(db), listen(host, port, server) as listener, quiet_logs():
+    with RatingsStore(db) as store, listen(host, port, server) as listener, quiet_logs():
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
-        invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        where = f"--db {shlex.quote(one_line(str(db)))} --url {base}"
+        show_warnings(setup_warnings(store), screen(stderr=True))
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
-        print(f"Links for labelers: {invite}", file=sys.stderr)
+        print(f"Your link to their progress: {called} progress --link {where}", file=sys.stderr)
+        print(f"Links for labelers: {called} invite NAME {where}", file=sys.stderr)
         if public:
             print(OPENS.format(listener.getsockname()[1]), file=sys.stderr)
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from alignment.errors import UserError
-from alignment.ratings.records import dump
+from alignment.ratings.records import CONTROLS, NO_VOTES, dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
 SCHEMA_VERSION = 5
@@ -23,8 +23,9 @@ BUSY_SECONDS = 30.0
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
 """Errors of a file that is locked, read-only, damaged or on a full disk. Their subclasses are programming errors."""
 
-# Rows that count toward an item's `need`; see records.CONTROLS.
-COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
+# Rows that count toward an item's `need`; see records.NO_VOTES.
+COUNTS = f"why NOT IN {NO_VOTES}"
+LEARNED = f"why NOT IN {CONTROLS}"  # rows that a model's training reads
 EVENT_TRIGGERS = {
     name: f"CREATE TRIGGER {name} BEFORE {verb} ON event"
     " BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;"
@@ -49,6 +50,15 @@ _GIVEN_UNDER = (
     "view TEXT CHECK(view IN ('raw', 'rendered'))",
     "answers TEXT",
 )
+_TRIGGERS = f"""
+CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
+  UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
+CREATE TRIGGER rating_changed AFTER UPDATE OF done, choice, why, item ON rating BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item AND {_WAS_RATED};
+  UPDATE item SET answered = answered + 1 WHERE id = new.item AND {_RATED}; END;
+CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
+"""
 _TABLES = f"""
 CREATE TABLE item(
   id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK(kind IN ('pair', 'rank', 'single')),
@@ -71,15 +81,8 @@ CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
 CREATE INDEX rating_by_labeler ON rating(labeler, done, done_at);
 CREATE INDEX rating_by_why ON rating(labeler, why, choice);
 CREATE INDEX rating_open ON rating(claimed_at) WHERE NOT done;
-CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
-  UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
-CREATE TRIGGER rating_changed AFTER UPDATE OF done, choice, why, item ON rating BEGIN
-  UPDATE item SET answered = answered - 1 WHERE id = old.item AND {_WAS_RATED};
-  UPDATE item SET answered = answered + 1 WHERE id = new.item AND {_RATED}; END;
-CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
-  UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
 CREATE TABLE invitation(labeler TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, at REAL NOT NULL) WITHOUT ROWID;
-"""
+{_TRIGGERS}"""
 _IS_OPEN = "({0}.gold IS NULL AND {0}.answered < {0}.need)"
 _OLD_OPEN, _NEW_OPEN = _IS_OPEN.format("old"), _IS_OPEN.format("new")
 # The number of ordinary items that need answers, which the progress of every labeler shows after each answer.
@@ -124,11 +127,15 @@ DROP TABLE rating_1;
 DROP TABLE item_1;
 {_COUNTER}{_WORDING}{_GUIDELINES}"""
 # What each later schema added: 3 the scores on scales of other tools, 4 the counter of items that need answers, 5 the
-# questions and the versions.
+# questions and the versions, and verdicts, which the triggers must not count.
 _ADDED = {
     3: "ALTER TABLE rating ADD COLUMN given REAL;\n",
     4: _COUNTER,
-    5: "".join(f"ALTER TABLE rating ADD COLUMN {column};\n" for column in _GIVEN_UNDER) + _WORDING + _GUIDELINES,
+    5: "".join(f"ALTER TABLE rating ADD COLUMN {column};\n" for column in _GIVEN_UNDER)
+    + _WORDING
+    + _GUIDELINES
+    + "".join(f"DROP TRIGGER rating_{name};\n" for name in ("added", "changed", "removed"))
+    + _TRIGGERS,
 }
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from alignment.ratings.file import COUNTS, RatingsFile
+from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.people import People
 from alignment.ratings.records import digest, dump
 
 
 def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] | None = None) -> dict[str, Any]:
-    """Counts and digests of the ratings that models are trained on, and whether any labeler is simulated.
+    """Counts and digests of the ratings that training reads, and whether any labeler is simulated. The votes on an
+    item with a verdict are among them: they say how much it weighs, and who agrees.
 
     Args:
         labelers: the names of those whose ratings are used; None: everybody's.
@@ -24,18 +25,19 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
     rewritten answer by its author's hash, if there are any. `answered_by` counts rated items by the model
     that wrote a completion.
     """
-    counted = f"done AND choice <> 'skip' AND {COUNTS}"
+    counted = f"done AND choice <> 'skip' AND {LEARNED}"
     if labelers is not None:
         counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
     values = {"labelers": dump(sorted(labelers or ()))}
     rows = file.db.execute(
-        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given, answers FROM rating"
+        "SELECT rating.id, item.key, item, labeler, why, choice, strength, ranks, score, given, answers FROM rating"
         f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
         values,
     ).fetchall()
     names = ("key", "choice", "strength", "ranks", "score")
     answers = [
         [*map(row.__getitem__, names), *(row[name] for name in ("given", "answers") if row[name] is not None)]
+        + ["verdict"] * (row["why"] == "verdict")
         for row in rows
     ]
     counts = Counter(row["labeler"] for row in rows)

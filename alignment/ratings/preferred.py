@@ -10,6 +10,8 @@ from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
 from alignment.ratings import Item, RatingsStore, is_ratings_file
 from alignment.ratings.pairs import pairs_with_choices
+from alignment.ratings.records import CONTROLS
+from alignment.ratings.refereeing import settled
 from alignment.ratings.rewrites import by_item, rewrites_of
 from alignment.templates.rendering import Message
 
@@ -35,21 +37,22 @@ def nothing_rated(path: str) -> DataError:
 
 
 def _preferred(path: str) -> Rows:
-    """Each rated pair's or ranking's best answer: the one that wins most of its comparisons, by all votes together.
+    """Each rated pair's or ranking's best answer: the one that wins most of its comparisons, by all votes together or
+    by a referee's verdict.
 
     A rewritten answer is learned as it was rewritten, and instead of the best one where it was that one. Its place
     names its author by the hash that is in manifests.
     """
     with RatingsStore(path) as store:
-        items, ratings = store.items(), store.ratings(for_training=True)
-        hashed = {rating.labeler: store.people.labeler_hash(rating.labeler) for rating in ratings}
+        items, given = store.items(), [rating for rating in store.ratings() if rating.why not in CONTROLS]
+        hashed = {rating.labeler: store.people.labeler_hash(rating.labeler) for rating in given}
     points: dict[int, list[float]] = {}
-    for pair in pairs_with_choices(items, ratings):
+    for pair in pairs_with_choices(items, settled(given)):
         of_item = points.setdefault(pair.item.id, [0.0] * len(pair.item.completions))
         for choice in pair.choices.values():
             of_item[pair.first] += {"first": 1.0, "tie": 0.5, "second": 0.0}[choice]
             of_item[pair.second] += {"first": 0.0, "tie": 0.5, "second": 1.0}[choice]
-    rated = by_item(ratings)
+    rated = by_item(given)
     for item in items:
         rewrites = rewrites_of(item, rated.get(item.id, ()))
         for new in rewrites:

@@ -31,7 +31,7 @@ from alignment.ratings.agreement import (
 from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.ratings.question_figures import question_figures
 from alignment.ratings.reachable import agreement_shares
-from alignment.ratings.records import CONTROLS
+from alignment.ratings.records import CONTROLS, NO_VOTES
 from alignment.ratings.warnings import warnings_of
 
 Figures = dict[str, Any]
@@ -54,7 +54,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         simulated = frozenset(map(store.people.labeler_hash, simulated))
     if labelers:
         ratings = [rating for rating in ratings if rating.labeler in labelers]
-    counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
+    counting = [rating for rating in ratings if rating.why not in NO_VOTES and rating.choice != "skip"]
     pairs = list(pairs_with_choices(list(items.values()), counting))
     quality: Figures = {
         "db": str(store.path),
@@ -62,6 +62,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         "ratings": {
             "counting": len(counting),
             "controls": sum(rating.why in CONTROLS and rating.choice != "skip" for rating in ratings),
+            "verdicts": sum(rating.why == "verdict" and rating.choice != "skip" for rating in ratings),
             "skips": sum(rating.choice == "skip" for rating in ratings),
             "simulated": sorted(simulated & {rating.labeler for rating in ratings}),
         },

@@ -15,12 +15,13 @@ from alignment.terminal import clean
 Kind = Literal["pair", "rank", "single"]
 Choice = Literal["first", "second", "tie", "ranked", "scored", "skip"]
 ChoiceShown = Literal["left", "right", "tie", "ranked", "scored", "skip"]
-Order = Literal["random", "uncertain"]
+Order = Literal["random", "uncertain", "disputed"]
+"""What a labeler gets next. `disputed` makes them a referee: see `alignment.ratings.refereeing`."""
 View = Literal["raw", "rendered"]
 """How a labeler saw the answers: as text, or with their Markdown rendered."""
-Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import"]
+Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import", "verdict"]
 """Why a labeler got an item: at random, by the reward model's uncertainty, as a control, as a control with feedback, as
-a repeat with the sides flipped; or the answer was imported."""
+a repeat with the sides flipped, as a referee of a disputed item; or the answer was imported."""
 
 _AnyChoice = TypeVar("_AnyChoice", Literal["first", "second", "tie"], str)
 CONTROLS = (
@@ -28,6 +29,7 @@ CONTROLS = (
     "calibration",
     "repeat",
 )  # they measure the labeler; they do not count toward `need` and are not trained on
+NO_VOTES = (*CONTROLS, "verdict")  # a verdict does not count toward `need` either, but models are trained on it
 COMPLETIONS = {"single": (1, 1), "pair": (2, 2), "rank": (2, 9)}  # minimum and maximum
 SCORES = range(1, 8)
 ANSWERS = {"pair": ("first", "second", "tie"), "rank": ("ranked",), "single": ("scored",)}

@@ -14,8 +14,9 @@ from typing import Any, Self, Unpack
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
+from alignment.ratings.desk import Desk
 from alignment.ratings.draws import Draws
-from alignment.ratings.file import COUNTS, RatingsFile
+from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
 from alignment.ratings.importing import ImportedAnswer, import_answer
 from alignment.ratings.people import People
@@ -43,6 +44,7 @@ from alignment.ratings.records import (
     in_item_order,
     item_key,
 )
+from alignment.ratings.refereeing import Referee, settled
 from alignment.ratings.rows import (
     finish_rating,
     insert_rating,
@@ -68,6 +70,7 @@ class RatingsStore:
     Attributes:
         settings: the guideline and the fractions of controls.
         people: invitations, hashed names, simulated labelers, and removal.
+        desk: what only the organiser looks up.
         draws: completions that `alignment sample` has drawn.
     """
 
@@ -78,6 +81,7 @@ class RatingsStore:
         self.settings = StoreSettings(self._file)
         self.people = People(self._file)
         self.draws = Draws(self._file)
+        self.desk = Desk(self._file)
         self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
 
     def __enter__(self) -> Self:
@@ -156,12 +160,13 @@ class RatingsStore:
         Their own unanswered items come first, the newest before older ones, which undo relies on; then calibration
         items; then ordinary items in a random order per labeler, with controls among them (see `choosing`).
         With `order="uncertain"`, every other ordinary item is the least certain one by `set_uncertainty`.
-        An ordinary item never has more than `need` answers and valid leases.
+        An ordinary item never has more than `need` answers and valid leases. With `order="disputed"` they are a
+        referee, here and in the other calls that take an order, and get disputed items alone (see `refereeing`).
         """
         check_labeler(labeler)
         with self.transaction():
             now = time.time() if now is None else now
-            asking = Labeler(self._db, labeler, self.seed, now - lease_seconds)
+            asking = self._asking(labeler, order, now - lease_seconds)
             rating = asking.open_row()
             if rating is not None:
                 self._db.execute("UPDATE rating SET claimed_at = ? WHERE id = ?", (now, rating))
@@ -263,8 +268,9 @@ class RatingsStore:
         """The feedback after the answer to a calibration item; None for other items, or before the answer."""
         return load_feedback(self._db, assignment)
 
-    def undo(self, labeler: str) -> Assignment | None:
+    def undo(self, labeler: str, order: Order = "random") -> Assignment | None:
         """Reopen the labeler's last answer, or return None if there is none; the event log keeps the old answer.
+        A referee takes back verdicts alone, and others take back none.
 
         The answer to a calibration item cannot be undone, because the labeler has seen the right one.
         """
@@ -272,7 +278,9 @@ class RatingsStore:
         with self.transaction():
             now = time.time()
             row = self._db.execute(
-                "SELECT * FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
+                "SELECT * FROM rating WHERE labeler = ? AND done = 1 AND (why = 'verdict') = ?"
+                " ORDER BY done_at DESC, id DESC LIMIT 1",
+                (labeler, order == "disputed"),
             ).fetchone()
             if row is None or row["why"] == "calibration":
                 return None
@@ -287,11 +295,11 @@ class RatingsStore:
                 item = self._db.execute(
                     "SELECT key, json_array_length(completions) AS count FROM item WHERE id = ?", (row["item"],)
                 ).fetchone()
-                order = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
-                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(order), row["id"]))
+                sides = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
+                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(sides), row["id"]))
             return load_assignment(self._db, row["id"])
 
-    def progress(self, labeler: str) -> Progress:
+    def progress(self, labeler: str, order: Order = "random") -> Progress:
         """The labeler's progress.
 
         `done` counts all answers, including skips and controls. `total` adds the items that they would still get if
@@ -300,10 +308,12 @@ class RatingsStore:
         others free some. `seconds` is the median of the latest 100 answers.
         """
         check_labeler(labeler)
-        asking = Labeler(self._db, labeler, self.seed, time.time() - LEASE_SECONDS)
+        asking = self._asking(labeler, order, time.time() - LEASE_SECONDS)
         done = sum(count for (_, choice), count in asking.tally.items() if choice is not None)
         times = self._db.execute(
-            "SELECT seconds FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC LIMIT 100", (labeler,)
+            "SELECT seconds FROM rating WHERE labeler = ? AND done = 1 AND (why = 'verdict') = ?"
+            " ORDER BY done_at DESC LIMIT 100",
+            (labeler, order == "disputed"),
         ).fetchall()
         durations = [row["seconds"] for row in times if row["seconds"] is not None]
         return Progress(
@@ -317,32 +327,34 @@ class RatingsStore:
         """All items, in the order in which they were added."""
         return [item_from(row) for row in self._db.execute("SELECT * FROM item ORDER BY id")]
 
-    def ratings(self, skips: bool = False, for_training: bool = False) -> list[Rating]:
-        """All finished ratings, in the order of their claims; skips only on request.
+    def ratings(self, skips: bool = False, for_training: bool = False, item: int | None = None) -> list[Rating]:
+        """All finished ratings, or those of one item, in the order of their claims; skips only on request.
 
-        `for_training` leaves out gold, calibration and repeats, which measure the labeler.
+        `for_training` leaves out gold, calibration and repeats, which measure the labeler, and the votes on an item
+        that a referee has decided.
         """
+        where = "done AND (choice <> 'skip' OR :skips)" + " AND rating.item = :item" * (item is not None)
         rows = self._db.execute(
-            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
-            f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
-            {"skips": skips, "for_training": for_training},
+            f"SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE {where} ORDER BY rating.id",
+            {"skips": skips, "item": item},
         )
-        return [rating_from(row) for row in rows]
+        found = [rating_from(row) for row in rows]
+        return settled(found) if for_training else found
 
-    def last_rating(self, labeler: str) -> Rating | None:
+    def last_rating(self, labeler: str, order: Order = "random") -> Rating | None:
         """The labeler's newest answer, which `undo` would reopen; None if there is none."""
         check_labeler(labeler)
         row = self._db.execute(
             "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE labeler = ? AND done"
-            " ORDER BY done_at DESC, rating.id DESC LIMIT 1",
-            (labeler,),
+            " AND (why = 'verdict') = ? ORDER BY done_at DESC, rating.id DESC LIMIT 1",
+            (labeler, order == "disputed"),
         ).fetchone()
         return None if row is None else rating_from(row)
 
     def labelers(self) -> list[str]:
         """The names of all labelers with a rating that models are trained on."""
         rows = self._db.execute(
-            f"SELECT DISTINCT labeler FROM rating WHERE done AND choice <> 'skip' AND {COUNTS} ORDER BY labeler"
+            f"SELECT DISTINCT labeler FROM rating WHERE done AND choice <> 'skip' AND {LEARNED} ORDER BY labeler"
         )
         return [row["labeler"] for row in rows]
 
@@ -365,3 +377,6 @@ class RatingsStore:
     def has_uncertainty(self) -> bool:
         """Return whether any item has a stored uncertainty."""
         return self._db.execute("SELECT 1 FROM item WHERE uncertainty IS NOT NULL LIMIT 1").fetchone() is not None
+
+    def _asking(self, labeler: str, order: Order, cutoff: float) -> Labeler:
+        return (Referee if order == "disputed" else Labeler)(self._db, labeler, self.seed, cutoff)

@@ -340,6 +340,74 @@ def test_keys_that_come_before_the_item_rate_nothing(store: RatingsStore) -> Non
     drive(store, script)
 
 
+def test_markdown_is_rendered_and_r_shows_it_raw(store: RatingsStore) -> None:
+    """What was shown is stored with the answer; each item begins rendered, if there is anything to render."""
+    for i in range(3):
+        prompt = [{"role": "user", "content": f"item {i}"}, {"role": "assistant", "content": "*turn*"}]
+        answers = ["**bold**\n\n- point", "plain"] if i < 2 else ["plain one", "plain two"]
+        store.add_item(prompt if i < 2 else prompt[:1], [{"text": text} for text in answers])
+    given = {}
+
+    async def script(pilot: Pilot) -> None:
+        while pilot.app.sitting.assignment is not None:
+            number = int(re.search(r"item (\d)", text(pilot))[1])
+            await pilot.pause(0.2)
+            if number == 2:
+                assert "Raw" not in lines(pilot)[-1]
+                await press(pilot, "r")
+                assert "[raw]" not in text(pilot) and "plain one" in text(pilot)
+            else:
+                assert "• point" in text(pilot) and "**" not in text(pilot) and "*turn*" not in text(pilot)
+                assert "r Raw" in lines(pilot)[-1] and "[raw]" not in text(pilot)
+                await press(pilot, "r")
+                assert "- point" in text(pilot) and "**bold**" in text(pilot) and "*turn*" in text(pilot)
+                assert "r Rendered" in lines(pilot)[-1] and "[raw]" in text(pilot)
+                if number == 1:
+                    await press(pilot, "f", "r")
+                    assert "• point" in text(pilot) and "[flagged]" in text(pilot)
+            await press(pilot, "4")
+            given[number] = last(store).view
+        await press(pilot, "u")
+        await pilot.pause(0.2)
+        assert ("[raw]" in text(pilot), "**" in text(pilot)) == (False, False)
+        await press(pilot, "4")
+
+    drive(store, script, size=(80, 24))
+    assert given == {0: "raw", 1: "rendered", 2: "raw"}
+
+
+def test_a_view_stays_when_nothing_is_saved_and_while_feedback_is_read(store: RatingsStore) -> None:
+    gold = Gold(choice="first")
+    store.add_item([{"role": "user", "content": "gold"}], [{"text": "**good**"}, {"text": "bad"}], gold=gold)
+    store.settings.calibration = 1
+    failing = Failing(store)
+
+    async def script(pilot: Pilot) -> None:
+        await press(pilot, "r")
+        failing.broken = ("submit",)
+        await press(pilot, "4")
+        assert "disk is full" in text(pilot) and "**good**" in text(pilot) and "[raw]" in text(pilot)
+        failing.broken = ()
+        await press(pilot, "4")
+        assert "any key goes on" in text(pilot) and "**good**" in text(pilot)
+        await press(pilot, "r")
+        assert "any key goes on" in text(pilot) and "**good**" not in text(pilot) and "good" in text(pilot)
+        assert last(store).view == "raw"
+
+    drive(failing, script)
+
+
+def test_what_is_too_much_to_render_is_raw_and_says_so(store: RatingsStore) -> None:
+    store.add_item([{"role": "user", "content": "**q**"}], [{"text": "> " * 30 + "deep"}], kind="single")
+
+    async def script(pilot: Pilot) -> None:
+        assert "[raw: too deeply nested to render]" in text(pilot) and "> > >" in text(pilot) and "**q**" in text(pilot)
+        await press(pilot, "r", "4")
+        assert last(store).view == "raw"
+
+    drive(store, script)
+
+
 class Failing:
     """A store whose chosen call fails as a full disk makes it fail."""
 

@@ -57,6 +57,10 @@
     });
   }
   // What is selected in an answer becomes a line of what is wrong in it.
+  const raw = one("#raw"); // passages are of the text as it was written
+  for (const box of all("details:has([data-mark])")) {
+    box.addEventListener("toggle", () => { if (raw && box.open) raw.checked = true; });
+  }
   for (const button of all("[data-mark]")) {
     button.addEventListener("mousedown", (event) => event.preventDefault()); // it would end the selection
     button.addEventListener("click", () => {
@@ -155,7 +159,7 @@
 
   // The last message of a conversation is the one that is answered.
   const prompt = one("#prompt");
-  if (prompt && prompt.children.length > 2) prompt.scrollTop = prompt.scrollHeight;
+  if (prompt && prompt.querySelectorAll("h2").length > 1) prompt.scrollTop = prompt.scrollHeight;
 
   const hotkeys = one("#hotkeys"); // speech input types letters at random: such users turn keys off
   if (hotkeys) {

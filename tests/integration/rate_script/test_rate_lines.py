@@ -12,6 +12,7 @@ from pathlib import Path
 
 from helpers.rate_script import PATHS, SCRIPT, Screen, fill, finished, open_screen
 
+from alignment.cli.rate import COMMANDS
 from alignment.ratings import Gold, RatingsStore
 
 
@@ -173,7 +174,7 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         (["settings", "--db", db, "--questions", str(tmp_path / "no.yaml")], "no.yaml: no such file; name a YAML"),
         (["settings", "--db", db, "--questions", str(tmp_path / "q.yaml")], "q.yaml: unknown key 'tag'; did you mean"),
         (["order", "--db", db, "--model", "nobody", "--registry", str(tmp_path)], "nobody"),
-        (["inviet", "--db", db], "'inviet' is no command; the commands are invite, settings"),
+        (["inviet", "--db", db], "'inviet' is no command; the commands are items, show, progress, labelers, invite"),
         (["report", "--db", damaged], "cannot open the ratings file (database disk image is malformed)"),
         (["--db", damaged, "--labeler", "ada"], "malformed"),
         (["invite", "ada", "--db", damaged], "malformed"),
@@ -182,7 +183,7 @@ def test_mistakes_are_one_line_and_exit_2(db: str, tmp_path: Path) -> None:
         done = piped("", *arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert expected in done.stderr and done.stderr.count("\n") == 1 and "\x1b" not in done.stderr, done.stderr
-    for command in ([], *([name] for name in ("invite", "settings", "order", "report", "import", "export", "forget"))):
+    for command in ([], *([name] for name in COMMANDS)):
         assert "Example:" in piped("", *command, "--help").stdout
 
 
@@ -233,9 +234,12 @@ def test_settings_are_kept_and_shown(db: str, tmp_path: Path) -> None:
     wanted |= {"questions": {"tags": {"w": "wrong facts"}, "rewrite": True}}
     wanted |= {"versions": {"guideline": 1, "questions": 1}}
     wanted |= {"gold_items": 0}  # so that somebody sees that a calibration round has nothing to give yet
-    assert json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
+    found = json.loads(piped("", "settings", "--db", db, "--json").stdout)
+    assert found.pop("warnings")[0].startswith("the calibration round wants 3 gold items and there are none")
+    assert found.items() >= wanted.items()
     failed = piped("", "settings", "--db", db, "--calibration", "9", "--gold-share", "-1")
-    assert failed.returncode == 2 and json.loads(piped("", "settings", "--db", db, "--json").stdout) == wanted
+    assert failed.returncode == 2
+    assert json.loads(piped("", "settings", "--db", db, "--json").stdout).items() >= wanted.items()
     shown = piped("", "settings", "--db", db).stdout
     assert "calibration: 3" in shown and "guideline: Prefer the kind one." in shown
 

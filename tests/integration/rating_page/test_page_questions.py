@@ -318,3 +318,38 @@ def test_enter_in_the_check_box_of_a_plain_pair_rates_nothing(server, store, bro
     browser.evaluate("document.querySelector('#choices [value=\"4\"]').click()")
     browser.wait("document.body.innerText.includes('All done')")
     assert [rating.choice for rating in store.ratings()] == ["tie"]
+
+
+def test_a_form_that_comes_back_shows_the_view_that_it_was_sent_from(app, store):
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "**a** 1969"}, {"text": "b"}])
+    store.settings.ask(Questionnaire(spans=("wrong fact",)))
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    for view in ("rendered", "raw"):
+        wrong = ada.post("/rate", page.fields | {"answer": "3", "spans0": "1 nowhere", "view": view})
+        assert wrong.status_code == 422
+        assert ('id="raw" data-key="r" checked' in wrong.text) == (view == "raw")
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_passages_are_marked_in_the_raw_text(server, store, browser):
+    """Of `in **1969**` a reader sees no stars, and the words would not be found."""
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "in **1969**"}, {"text": "in **1969**"}])
+    store.settings.ask(Questionnaire(spans=("wrong fact",)))
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    browser.pause(0.6)
+    browser.press("Enter")
+    browser.wait("document.querySelector('#raw') !== null")
+    assert browser.evaluate("document.querySelector('.source').checkVisibility()") is False
+    browser.pause(0.6)
+    browser.press("x")
+    browser.wait("document.querySelector('.source').checkVisibility()")
+    browser.pause(0.2)
+    browser.type("1 in **1969**")
+    browser.evaluate("document.querySelector('[value=\"3\"]').click()")
+    browser.wait("document.body.innerText.includes('All done')")
+    assert store.ratings()[0].view == "raw"
+    marked = store.ratings()[0].answers["spans"]
+    assert [spans for spans in marked if spans] == [[[0, 11, "wrong fact"]]]
+    assert browser.problems == []

@@ -198,3 +198,58 @@ def test_a_comment_may_hold_anything(app, store, raw, stored):
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert ada.client.post("/rate", content=body, headers=ada.origin() | form).status_code == 303
     assert store.ratings()[0].comment == stored.replace("???", "\ufffd" * 3)
+
+
+FORMATTED = "## Head\n\n**bold** and `code`"
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_formatted_item_comes_rendered_and_raw_and_what_was_shown_is_stored(app, store, switched):
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "*turn*"},
+        {"role": "user", "content": "q"},
+    ]
+    store.add_item(turns, [{"text": FORMATTED}, {"text": "plain"}])
+    ada = Labeler(app, store.people.invite("ada"))
+    html = ada.client.get("/").text
+    page = Page(html)
+    assert sorted(page.texts) == sorted(["q", "*turn*", "q", FORMATTED, "plain"])
+    for shown in ('<h3 dir="auto">Head</h3>', "<strong>bold</strong>", "<em>turn</em>"):
+        assert html.count(shown) == 1
+    assert html.count('class="rendered"') == html.count('class="text source"') == 2  # what is plain stands there once
+    assert html.index('name="view" value="rendered"') < html.index('type="checkbox" name="view" value="raw"')
+    body = [*(page.fields | {"answer": "4"}).items(), *[("view", "raw")] * switched]  # a browser sends both, in order
+    sent = "&".join(f"{name}={value}" for name, value in body)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert ada.client.post("/rate", content=sent, headers=ada.origin() | kind).status_code == 303
+    assert [rating.view for rating in store.ratings()] == ["raw" if switched else "rendered"]
+
+
+def test_an_item_without_markdown_has_no_switch(app, store):
+    pairs(store, 1)
+    ada = Labeler(app, store.people.invite("ada"))
+    html = ada.client.get("/").text
+    assert not re.search('name="view"|class="rendered"|class="text source"', html)
+    ada.rate(Page(html), "4")
+    ada.post("/undo", ada.page().fields)
+    ada.rate(ada.page(), "4", view="<b>")
+    assert [rating.view for rating in store.ratings()] == ["raw"]
+
+
+def test_what_is_too_much_to_render_is_raw_and_says_so(app, store):
+    store.add_item([{"role": "user", "content": "**q**"}], [{"text": "> " * 30 + "deep"}], kind="single")
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    assert "Raw: too deeply nested to render" in page.words and not page.rendered and page.texts[0] == "**q**"
+    ada.rate(page, "4")
+    assert store.ratings()[0].view == "raw"
+
+
+def test_practice_shows_what_was_rated_rendered_too(app, store):
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "**a**"}, {"text": "b"}], gold=Gold(choice="first"))
+    store.settings.calibration = 1
+    ada = Labeler(app, store.people.invite("ada"))
+    practice = ada.rate(ada.page(), "4")
+    assert "Practice" in practice.words and practice.rendered == ['<p dir="auto">', "<strong>"]
+    assert sorted(practice.texts) == ["**a**", "b", "q"]

@@ -526,7 +526,7 @@ def test_pandalm_has_a_column_for_each_labeler(rated, tmp_path):
     assert done["rows"] == len(rows) == 1 + 1 + 3
     votes = {"annotator1": 2, "annotator2": 2, "annotator3": 1}
     assert rows[0] == {
-        "instruction": "pair", "input": "", "cmp_key": "m1_m2", "response1": "a", "response2": "b", **votes,
+        "idx": 1, "instruction": "pair", "input": "", "cmp_key": "m1_m2", "response1": "a", "response2": "b", **votes,
     }  # fmt: skip
     assert [rows[1][f"annotator{n}"] for n in (1, 2, 3)] == [1, 2, None]
     assert done["left_out"] == LEFT_OUT
