@@ -1,6 +1,7 @@
 """Comparisons from the ratings store and from files, and as padded batches."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from alignment.data.reading import DataError
 from alignment.data.records import CHOICES, Comparison, CompletionRating, Vote
 from alignment.ratings import RatingsStore
 from reward.config import RewardSection
-from reward.data import encode, labeler_weights, rated_pairs, read_judgements
+from reward.data import _of_attributes, encode, labeler_weights, rated_pairs, read_judgements
 
 PROMPT = ({"role": "user", "content": "How long can I keep a book?"},)
 
@@ -293,3 +294,15 @@ def test_answers_to_questions_of_a_ratings_file_are_judgements_of_attributes(tmp
     (whole,) = [each for each in judged("overall") if isinstance(each, Comparison)]
     assert (whole.attribute, whole.target) == ("overall", 0.0)
     assert [each.attribute for each in judged()] == ["", ""]
+
+
+def test_a_referees_answer_stands_in_the_place_of_each_labelers():
+    ann, bob, judge = (
+        SimpleNamespace(labeler=name, answers={"attributes": {"helps": helps, "true": true}})
+        for name, helps, true in (("ann", 2, [5, 3]), ("bob", 1, [4, 4]), ("eve", -3, [1, 7]))
+    )
+    *rated, helps = _of_attributes(PROMPT, ["x", "y"], [ann, bob], judge)
+    assert [(vote.choice, vote.strength, vote.labeler) for vote in helps.votes] == [("second", 3, "eve")] * 2
+    assert [vote.overrules for vote in helps.votes] == [Vote("first", 2, "ann"), Vote("first", 1, "bob")]
+    assert [(each.completion, each.rating, each.labeler) for each in rated] == [("x", 1, "eve"), ("y", 7, "eve")] * 2
+    assert [each.overrules.rating for each in rated] == [5, 3, 4, 4]
