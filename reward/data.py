@@ -59,13 +59,12 @@ def open_ratings(
             source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen}, source.notes
         )
     with RatingsStore(part.path) as store:
-        names = store.labelers()
-        if not names:
+        if not (names := store.labelers()):
             raise nothing_rated(part.path)
         if labelers is not None:
             names = [name for name in names if store.people.labeler_hash(name) in labelers]
-        fingerprint = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-        notes = notes_on_test_set(store)
+        about = store.fingerprint(None if labelers is None else names)
+        fingerprint, notes = {"name": store.path.name, **about}, notes_on_test_set(store)
     return RowSource(_judged(rated_items(part.path, labelers), attributes), lambda: fingerprint, notes)
 
 
