@@ -4,9 +4,9 @@
     scripts/study.py influence --seeds 3     with one more
     scripts/study.py influence --page        only the page, from existing rows
 
-The world is the demo's. Eight simulated labelers rate its pairs, three each: the demo's six, one who picks at random and
-one who prefers the worse answer. The demo's reward model is trained on everybody's ratings and without each labeler in
-turn, by `python -m reward`. What the retrained models say of the held-out pairs is what the refit has to foretell.
+The world is the demo's. Eight simulated labelers rate its pairs, three each: the demo's six, one who picks at random,
+and one who prefers the worse answer. The demo's reward model is trained on everybody's ratings and without each labeler
+in turn, by `python -m reward`. What the retrained models say of the held-out pairs is what the refit has to foretell.
 HOME is runs/influence; docs/development/studies/influence.md has the results.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 import demo
 from help_desk import rating, world
 from help_desk.labelers import JUDGES, LABELERS, SimulatedLabeler
+
 from studies.ratings_value import influence as analysis
 
 PAGE = demo.ROOT / "docs" / "development" / "studies" / "influence.md"

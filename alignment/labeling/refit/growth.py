@@ -18,18 +18,19 @@ SHARES = (0.15, 0.22, 0.32, 0.46, 0.68, 1.0)
 """Shares of the training items that the head is refitted on."""
 REPEATS = 12
 """Random orders of the items; the shares of an order are nested."""
-EXPONENTS = np.geomspace(0.2, 2.0, 12)
+EXPONENTS = np.geomspace(0.2, 2.0, 40)
 """Candidates for c."""
 RESAMPLES = 400
 LEAST_ITEMS = 40
+"""Fewer voted items give no curve."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """Held-out log-losses of refits on random shares of the items, for one slice of the held-out prompts.
 
-    `sizes`: number of items, (S,), ascending, the last one all; `losses`: (R, S), by random order; `ratings`: the number
-    of ratings of the items. In each order the last loss is that of all items.
+    `sizes`: number of items, (S,), ascending, the last one all; `losses`: (R, S), by random order; the last of each
+    order is that of all items. `ratings`: number of ratings of the items.
     """
 
     name: str
@@ -84,11 +85,9 @@ def curves(fitted: Refit, seed: int = 0) -> list[Curve]:
             head = fit_head(table.x[inside], target[inside], weight[inside], fitted.l2, head)
             values = weight * losses(table.x @ head, target)
             found[:, repeat, column] = [values[part].sum() / max(weight[part].sum(), 1e-12) for part in parts]
-    voted = table.pair[table.trained[table.pair]]
-    ratings = _ratings(table.items[voted], table.labeler[table.trained[table.pair]])
     counts = [int(part[table.pair].sum()) for part in parts]
     return [
-        Curve(name, sizes.astype(float), part, ratings, count)
+        Curve(name, sizes.astype(float), part, fitted.num_ratings, count)
         for name, part, count in zip(names, found, counts, strict=True)
         if count
     ]
@@ -97,11 +96,6 @@ def curves(fitted: Refit, seed: int = 0) -> list[Curve]:
 def _in_slice(fitted: Refit, name: str) -> NDArray[np.bool_]:
     slices = fitted.table.slices
     return np.array([not name or each == name for each in slices])
-
-
-def _ratings(items: NDArray[np.int64], labelers: NDArray[np.int64]) -> int:
-    """Number of ratings: a ranking's votes on its pairs are one."""
-    return len(np.unique(np.stack([items, labelers]), axis=1).T)
 
 
 def forecast(curve: Curve, more: int, seed: int = 0) -> Forecast:
@@ -159,9 +153,7 @@ def _misfit(curve: Curve, mean: Array, exponent: float) -> float:
 def _variances(curve: Curve) -> Array:
     """Of the mean losses at each size but the last, (S - 1,)."""
     sizes = curve.sizes[:-1]
-    return np.asarray(
-        np.maximum(_spread(curve, sizes) * (1 / sizes - 1 / curve.sizes[-1]) / len(curve.losses), 1e-12)
-    )
+    return np.asarray(np.maximum(_spread(curve, sizes) * (1 / sizes - 1 / curve.sizes[-1]) / len(curve.losses), 1e-12))
 
 
 def _spread(curve: Curve, sizes: Array) -> Array:

@@ -76,9 +76,9 @@ def _without(fitted: Refit, index: int, answers: Array) -> LabelerInfluence:
     first, second = answers @ fitted.head, answers @ head
     return LabelerInfluence(
         labeler=table.labelers[index],
-        ratings=int(len(np.unique(table.items[table.pair[~others]]))),
+        ratings=len(np.unique(table.items[table.pair[~others]])),
         log_loss=_change(table, others, losses, before, after),
-        accuracy=_change(table, others, _agreement, before, after, decided=True),
+        accuracy=_change(table, others, agreement, before, after, decided=True),
         turned=float(turned.mean()),
         top_kept=top_kept(first, second),
         rank_correlation=spearman(first, second),
@@ -104,7 +104,7 @@ def _change(
     return bootstrap_mean(changes, table.groups[pair].tolist(), table.weight[votes])
 
 
-def _agreement(logits: Array, targets: Array) -> Array:
+def agreement(logits: Array, targets: Array) -> Array:
     """1 where the sign agrees with the vote, 1/2 where the scores are equal."""
     return np.asarray(0.5 * (1 + np.sign(logits) * np.sign(targets - 0.5)))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from alignment.data.reading import is_held_out
 from alignment.data.records import Prompt, prompt_group
 from alignment.errors import UserError
-from alignment.labeling.refit.features import Hidden, hidden_states, pair_texts
+from alignment.labeling.refit.features import Answer, Hidden, hidden_states, pair_texts
 from alignment.labeling.refit.head import Array, Projection, choose_l2, fit_head, losses, projection
 from alignment.models.sources import find_model
 from alignment.ratings import Item, Rating, RatingsStore
@@ -28,6 +29,10 @@ EVAL_SHARE = 0.2
 """Share of the prompts held out where the model's own config does not say it."""
 TARGETS = {"first": 1.0, "tie": 0.5, "second": 0.0}
 Counts = NDArray[np.int64]
+FeaturesOf = Callable[[Sequence[Answer]], Array]
+LEAST_PROMPTS = 10
+MOST_SLICES = 12
+NONE, OTHER = "(none)", "(other)"
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,24 @@ class Refit:
     answers: Array
     """Features of the held-out answers, (A, D)."""
     left_out: dict[str, int]
+    """Number of ratings that cannot be used, by reason."""
+    features_of: FeaturesOf
+    """Features of other answers."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of voted training items."""
+        return len(np.unique(self._voted()[0]))
+
+    @property
+    def num_ratings(self) -> int:
+        """Number of ratings of them; a ranking's votes on its pairs are one rating."""
+        return np.unique(self._voted(), axis=1).shape[1]
+
+    def _voted(self) -> Counts:
+        """Item and labeler of each training vote, (2, n)."""
+        own = self.table.trained[self.table.pair]
+        return np.stack([self.table.items[self.table.pair[own]], self.table.labeler[own]])
 
     def without(self, counting: NDArray[np.bool_], start: Array | None = None) -> Array:
         """The head fitted to these votes alone, (V,)."""
@@ -90,13 +113,20 @@ class Refit:
         return fit_head(self.table.x[own], target[own], weight[own], self.l2, self.head if start is None else start)
 
 
-def refit(table: VoteTable, model: str, answers: Array, left_out: dict[str, int]) -> Refit:
+def _no_model(answers: Sequence[Answer]) -> Array:
+    """Of a table that was not made from a ratings file."""
+    raise AssertionError(f"no model for {len(answers)} answers")
+
+
+def refit(
+    table: VoteTable, model: str, answers: Array, left_out: dict[str, int], features_of: FeaturesOf = _no_model
+) -> Refit:
     """Fit a table's votes; the penalty is chosen on left-out fifths of the prompts."""
     target, weight = table.pooled()
     own = table.trained & (weight > 0)
     l2 = choose_l2(table.x[own], target[own], weight[own], table.groups[own])
     head = fit_head(table.x[own], target[own], weight[own], l2)
-    return Refit(table, l2, head, model, answers, left_out)
+    return Refit(table, l2, head, model, answers, left_out, features_of)
 
 
 def log_loss(table: VoteTable, head: Array, target: Array, weight: Array, where: NDArray[np.bool_]) -> float:
@@ -140,7 +170,13 @@ def load_refit(
             raise UserError(
                 f"{db}: votes on {decided} {what} prompts, and a refit needs {LEAST_PROMPTS} or more; rate more pairs"
             )
-    return refit(table, source.label, votes.held_out_answers(directions, share, seed), votes.left_out)
+
+    def features_of(answers: Sequence[Answer]) -> Array:
+        found = directions(hidden_states(source, answers, db, trained))
+        return found[~np.isnan(found).any(1)]
+
+    ranked = votes.held_out_answers(directions, share, seed)
+    return refit(table, source.label, ranked, votes.left_out, features_of)
 
 
 LEAST_PROMPTS = 10
@@ -148,7 +184,7 @@ NONE = "(none)"
 
 
 def _learned_from(store: RatingsStore, manifest: Manifest | None) -> list[Rating]:
-    """The ratings that count: of the labelers that the model learned from, where it is of this file; else everybody's."""
+    """Ratings of the labelers that the model learned from, where it learned from this file; else everybody's."""
     ratings, database = store.ratings(for_training=True), store.fingerprint([])["database"]
     data = manifest.data if manifest else ()
     hashes = {hashed for each in data if each.database == database for hashed in each.labeler_hashes}
@@ -177,7 +213,7 @@ class _Votes:
             by_item.setdefault(rating.item, []).append(rating)
         self.items = [item for item in items if len(item.completions) > 1]
         self.rows = {item.id: range(starts[item.id], starts[item.id] + len(item.completions)) for item in self.items}
-        self.left_out = {"single answers": sum(len(by_item.get(item.id, ())) for item in items) , "not encoded": 0}
+        self.left_out = {"single answers": sum(len(by_item.get(item.id, ())) for item in items), "not encoded": 0}
         self.pairs: list[tuple[Item, int, int]] = []
         self.votes: list[tuple[int, str, float, float]] = []
         for item in self.items:
@@ -222,7 +258,7 @@ class _Votes:
             target=np.array(target),
             weight=np.array(weight),
             labelers=labelers,
-            slices=tuple(_slice(item, slice_by) for item, _, _ in self.pairs),
+            slices=_slices([item for item, _, _ in self.pairs], slice_by),
         )
 
     def held_out_answers(self, directions: Projection, share: float, seed: int) -> Array:
@@ -244,6 +280,10 @@ def _is_held_out(item: Item, share: float, seed: int) -> bool:
     return is_held_out(Prompt(_messages(item)), share, seed)
 
 
-def _slice(item: Item, column: str | None) -> str:
-    value = item.metadata.get(column) if column else None
-    return NONE if value is None or value == "" else str(value)
+def _slices(items: Sequence[Item], column: str | None) -> tuple[str, ...]:
+    """The value of each item in a column of its metadata; those beyond the most frequent are one slice."""
+    values = [item.metadata.get(column) if column else None for item in items]
+    names = [NONE if value is None or value == "" else str(value) for value in values]
+    counts = Counter(names)
+    kept = {name for name, _ in counts.most_common(MOST_SLICES if len(counts) <= MOST_SLICES else MOST_SLICES - 1)}
+    return tuple(name if name in kept else OTHER for name in names)

@@ -37,7 +37,9 @@ def votes_of(db: str) -> dict[str, list[tuple[str, float]]]:
     return found
 
 
-def held_out_figures(scores: Scores, votes: Mapping[str, list[tuple[str, float]]], left_out: str) -> tuple[float, float]:
+def held_out_figures(
+    scores: Scores, votes: Mapping[str, list[tuple[str, float]]], left_out: str
+) -> tuple[float, float]:
     """Log-loss and accuracy (of decided votes) on the held-out votes of everybody but one."""
     losses, right = [], []
     for key, score in scores.items():
@@ -49,7 +51,9 @@ def held_out_figures(scores: Scores, votes: Mapping[str, list[tuple[str, float]]
     return fmean(losses), fmean(right)
 
 
-def exact(rows: Sequence[Row], votes: Mapping[str, list[tuple[str, float]]]) -> dict[str, dict[int, tuple[float, float]]]:
+def exact(
+    rows: Sequence[Row], votes: Mapping[str, list[tuple[str, float]]]
+) -> dict[str, dict[int, tuple[float, float]]]:
     """Change of log-loss and accuracy by labeler and seed: retrained without them, less trained on all."""
     full = {row["seed"]: row["scores"] for row in rows if row["step"].startswith("full-")}
     found: dict[str, dict[int, tuple[float, float]]] = {}
@@ -108,10 +112,10 @@ HEAD = """# Whose ratings made a model so: a refit against exact retraining
 
 `scripts/study.py influence`. Every figure is computed from the rows that the study left.
 
-The demo's world with eight SIMULATED labelers, three ratings a pair. `alignment rate influence` refits a model's last layer without
-each labeler; here the demo's reward model is retrained without each, by `python -m reward` with the demo's recipe. Changes are
-without the labeler less with them, on the held-out votes of the other seven: above 0 means that the log-loss gets worse, so
-that the ratings help.
+The demo's world with eight SIMULATED labelers, three ratings a pair. `alignment rate influence` refits a model's last
+layer without each labeler; here the demo's reward model is retrained without each, by `python -m reward` with its
+recipe. Changes are without the labeler less with them, on the held-out votes of the other seven: above 0 means that the
+log-loss gets worse, so that the ratings help.
 """
 
 
@@ -120,8 +124,8 @@ def page(found: Row) -> str:
     lines = [HEAD]
     lines.append(
         f"{found['seeds']} training seeds. *Exact* is the mean over seeds, with each seed behind it; *refit* is on the "
-        "hidden states of the reward model\nthat learned from everybody, *refit, start* on those of the SFT model that it "
-        "started from.\n"
+        "hidden states of the reward model\nthat learned from everybody, *refit, start* on those of the SFT model that "
+        "it started from.\n"
     )
     for place, title in enumerate(("log-loss", "accuracy, points")):
         scale, form = (1, "+.4f") if place == 0 else (100, "+.1f")
@@ -133,7 +137,11 @@ def page(found: Row) -> str:
             cells += [f"{row[kind][place] * scale:{form}}" for kind in FEATURES]
             lines.append(f"| {row['labeler'].removeprefix('simulated-')} | {row['ratings']} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["## Rank correlation over labelers\n", "| of exact retraining with | log-loss | accuracy |", "|---|---|---|"]
+    lines += [
+        "## Rank correlation over labelers\n",
+        "| of exact retraining with | log-loss | accuracy |",
+        "|---|---|---|",
+    ]
     for kind, said in (("reward", "refit"), ("start", "refit, start"), ("seeds", "another seed of itself")):
         values = [found["correlations"][f"{kind} {figure}"] for figure in ("log_loss", "accuracy")]
         lines.append(f"| {said} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")

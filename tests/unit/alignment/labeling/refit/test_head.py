@@ -58,7 +58,9 @@ def test_votes_that_a_plane_separates_have_a_finite_head():
     x = np.array([[1.0], [2.0], [-1.0]])
     head = fit_head(x, np.array([1.0, 1.0, 0.0]), np.ones(3), 0.03)
     # The optimum by hand: the gradient of the three losses is l2 * head.
-    assert sum(abs(each) * (1 - probabilities(abs(each) * head)[0]) for each in (1, 2, 1)) == pytest.approx(0.03 * head[0])
+    assert sum(abs(each) * (1 - probabilities(abs(each) * head)[0]) for each in (1, 2, 1)) == pytest.approx(
+        0.03 * head[0]
+    )
 
 
 def test_a_projection_keeps_the_directions_in_which_differences_vary():
@@ -68,7 +70,9 @@ def test_a_projection_keeps_the_directions_in_which_differences_vary():
     onto = found.directions @ np.linalg.pinv(found.directions)
     assert few @ onto == pytest.approx(few, abs=1e-2)
     assert np.mean(np.sum(found(few) ** 2, axis=1)) == pytest.approx(1.0, rel=1e-3)
-    assert projection(np.zeros((4, 6)), 3)(np.ones(6)).shape == (3,)  # equal answers: no direction, and no division by 0
+    assert projection(np.zeros((4, 6)), 3)(np.ones(6)).shape == (
+        3,
+    )  # equal answers: no direction, and no division by 0
 
 
 def test_the_penalty_is_strong_for_noise_and_weak_for_what_can_be_learned():

@@ -1,0 +1,112 @@
+"""Influence of labelers and items: against refits of tables from which they were cut out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from alignment.labeling.refit.head import fit_head, losses, probabilities
+from alignment.labeling.refit.influence import item_influences, labeler_influence, labeler_influences, top_kept
+from alignment.labeling.refit.table import VoteTable, refit
+
+NAMES = ("ann", "bob", "cyn", "dan")
+
+
+def world(seed=0, pairs=240, held_out=120, dimensions=8, skill=(2.0, 1.0, 1.0, -1.0)):
+    """Votes on pairs whose features decide, by labelers who see them more or less well; dan prefers the worse answer."""
+    rng = np.random.default_rng(seed)
+    total = pairs + held_out
+    x = rng.standard_normal((total, dimensions)) / np.sqrt(dimensions)
+    truth = x @ (4 * rng.standard_normal(dimensions))
+    pair = np.repeat(np.arange(total), 2)
+    labeler = np.concatenate([rng.choice(len(NAMES), 2, replace=False) for _ in range(total)])
+    target = (rng.random(len(pair)) < probabilities(np.array(skill)[labeler] * truth[pair])).astype(float)
+    target[rng.random(len(pair)) < 0.1] = 0.5
+    # Two pairs of one item stand for a ranking.
+    items = np.where(np.arange(total) % 5 == 1, np.arange(total) - 1, np.arange(total)) + 1
+    weight = np.where(np.bincount(items, minlength=total + 1)[items[pair]] > 1, 1 / 3, 1.0)
+    return VoteTable(
+        x, items, items.copy(), items > pairs, pair, labeler, target, weight, NAMES, ("even", "odd") * (total // 2)
+    )
+
+
+def cut(table, votes):
+    return dataclasses.replace(
+        table, **{name: getattr(table, name)[votes] for name in ("pair", "labeler", "target", "weight")}
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    table = world()
+    return refit(table, "m", table.x[table.held_out], {})
+
+
+def held_out_loss(table, head, votes):
+    """Slowly, vote by vote."""
+    total = weights = 0.0
+    for place in np.flatnonzero(votes):
+        pair = table.pair[place]
+        if table.held_out[pair]:
+            total += table.weight[place] * losses(table.x[pair] @ head, table.target[place])
+            weights += table.weight[place]
+    return total / weights
+
+
+def fit_of(table, l2):
+    """Each vote is a row of its own."""
+    own = ~table.held_out[table.pair]
+    return fit_head(table.x[table.pair[own]], table.target[own], table.weight[own], l2)
+
+
+def test_a_labeler_is_left_out_exactly(fitted):
+    table, l2 = fitted.table, fitted.l2
+    assert fitted.head == pytest.approx(fit_of(table, l2), abs=1e-6)
+    for each in labeler_influences(fitted):
+        others = table.labeler != NAMES.index(each.labeler)
+        head = fit_of(cut(table, others), l2)
+        wanted = held_out_loss(table, head, others) - held_out_loss(table, fitted.head, others)
+        assert each.log_loss["value"] == pytest.approx(wanted, abs=1e-6)
+        signs = [np.sign(table.x[table.held_out] @ one) for one in (head, fitted.head)]
+        assert each.turned == pytest.approx(np.mean(signs[0] != signs[1]))
+        assert each.ratings == len(set(table.items[table.pair[~others]].tolist()))
+
+
+def test_who_prefers_the_worse_answer_is_found(fitted):
+    found = {each.labeler: each for each in labeler_influences(fitted)}
+    assert list(found)[-1] == "dan"
+    assert found["dan"].log_loss["ci"][1] < 0
+    assert found["dan"].accuracy["value"] >= 0
+    assert labeler_influence(fitted, "dan") == found["dan"]
+    assert labeler_influence(fitted, "eve") is None
+
+
+def test_one_step_is_nearly_the_refit_without_an_item(fitted):
+    table = fitted.table
+    found = {each.item: each.log_loss for each in item_influences(fitted)}
+    assert set(found) == set(table.items[~table.held_out].tolist())
+    everything = np.ones(len(table.pair), bool)
+    before = held_out_loss(table, fitted.head, everything)
+    exact = {}
+    for item in list(found)[::12]:
+        head = fit_of(cut(table, table.items[table.pair] != item), fitted.l2)
+        exact[item] = held_out_loss(table, head, everything) - before
+    size = max(map(abs, exact.values()))
+    assert [found[item] for item in exact] == pytest.approx(list(exact.values()), abs=0.02 * size)
+
+
+def test_the_top_answers_are_counted():
+    before = np.arange(40.0)
+    after = before.copy()
+    after[[39, 0]] = after[[0, 39]]  # the best answer becomes the worst
+    assert top_kept(before, after) == 0.75
+    assert top_kept(before, before * 2) == 1.0
+
+
+def test_a_labeler_with_held_out_votes_alone_has_no_influence(fitted):
+    table = cut(fitted.table, (fitted.table.labeler != 0) | fitted.table.held_out[fitted.table.pair])
+    again = refit(table, "m", table.x, {})
+    assert "ann" not in {each.labeler for each in labeler_influences(again)}
+    assert labeler_influence(again, "ann") is None
