@@ -35,6 +35,11 @@ MOST_SLICES = 12
 NONE, OTHER = "(none)", "(other)"
 
 
+def _no_model(answers: Sequence[Answer]) -> Array:
+    """Of a table that was not made from a ratings file."""
+    raise AssertionError(f"no model for {len(answers)} answers")
+
+
 @dataclass(frozen=True)
 class VoteTable:
     """V votes by L labelers on P pairs of answers.
@@ -88,7 +93,7 @@ class Refit:
     """Features of the held-out answers, (A, D)."""
     left_out: dict[str, int]
     """Number of ratings that cannot be used, by reason."""
-    features_of: FeaturesOf
+    features_of: FeaturesOf = _no_model
     """Features of other answers."""
 
     @property
@@ -111,11 +116,6 @@ class Refit:
         target, weight = self.table.pooled(counting)
         own = self.table.trained
         return fit_head(self.table.x[own], target[own], weight[own], self.l2, self.head if start is None else start)
-
-
-def _no_model(answers: Sequence[Answer]) -> Array:
-    """Of a table that was not made from a ratings file."""
-    raise AssertionError(f"no model for {len(answers)} answers")
 
 
 def refit(

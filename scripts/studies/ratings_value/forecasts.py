@@ -1,0 +1,133 @@
+"""Forecasts of the held-out log-loss against what was seen, over random splits of a set of ratings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignment.labeling.refit.growth import curves, forecast
+from alignment.labeling.refit.head import fit_head
+from alignment.labeling.refit.table import Refit, VoteTable, log_loss, refit
+from alignment.ratings import RatingsStore
+from alignment.ratings.agreement import wilson
+
+Row = dict[str, Any]
+HELD_OUT = 0.25
+"""Share of the prompts that each split holds out, at random."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: ratings known and to come, the losses, and the interval."""
+
+    ratings: int
+    more: int
+    now: float
+    then: float
+    low: float
+    high: float
+    seen: float
+
+
+def shortened(source: Path, target: Path, tokenizer: Any, max_tokens: int, most: int) -> int:
+    """Copy the rated pairs of which both answers with the prompt have at most so many tokens; returns their number."""
+    from alignment.labeling.refit.features import encode_answer
+
+    with RatingsStore(source) as store:
+        items, ratings = store.items(), store.ratings()
+    by_item: dict[int, list[Any]] = {}
+    for rating in ratings:
+        by_item.setdefault(rating.item, []).append(rating)
+    count = 0
+    with RatingsStore(target, create=True) as store, store.transaction():
+        for item in items:
+            ids = [encode_answer(tokenizer, item.prompt, each.text, None) for each in item.completions]
+            if count == most or any(each is None or len(each) > max_tokens for each in ids):
+                continue
+            made = store.add_item(item.prompt, item.completions, item.need, item.metadata)
+            for rating in by_item.get(item.id, []):
+                store.import_rating(made, labeler=rating.labeler, choice=rating.choice)
+            count += 1
+    return count
+
+
+def subset(table: VoteTable, keep: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> VoteTable:
+    """The kept pairs (P,), with other pairs held out (P,)."""
+    places, votes = np.cumsum(keep) - 1, keep[table.pair]
+    return replace(
+        table,
+        x=table.x[keep], items=table.items[keep], groups=table.groups[keep], held_out=held_out[keep],
+        slices=tuple(np.array(table.slices)[keep].tolist()), pair=places[table.pair[votes]],
+        labeler=table.labeler[votes], target=table.target[votes], weight=table.weight[votes],
+    )  # fmt: skip
+
+
+def split(table: VoteTable, seed: int, known: float) -> Split:
+    """Hold out a quarter of the prompts; foretell from a share of the other ones what all of them bring."""
+    rng = np.random.default_rng(seed)
+    groups = np.unique(table.groups)
+    rng.shuffle(groups)
+    rest = groups[round(HELD_OUT * len(groups)) :]
+    held_out = ~np.isin(table.groups, rest)
+    early = np.isin(table.groups, rest[: round(known * len(rest))])
+    fitted = refit(subset(table, held_out | early, held_out), "", table.x[:0], {})
+    whole = Refit(subset(table, np.ones(len(held_out), bool), held_out), fitted.l2, fitted.head, "", table.x[:0], {})
+    more = whole.num_ratings - fitted.num_ratings
+    found = forecast(curves(fitted, seed)[0], more, seed)
+    own, (target, weight) = whole.table.trained, whole.table.pooled()
+    head = fit_head(whole.table.x[own], target[own], weight[own], fitted.l2)
+    seen = log_loss(whole.table, head, target, weight, held_out)
+    return Split(fitted.num_ratings, more, found.now, found.then, *found.ci, seen)
+
+
+def summary(splits: Sequence[Split]) -> Row:
+    """Figures of many splits."""
+    held = sum(each.low <= each.seen <= each.high for each in splits)
+    errors = np.array([each.seen - each.then for each in splits])
+    return {
+        "splits": len(splits),
+        "ratings": round(fmean(each.ratings for each in splits)),
+        "more": round(fmean(each.more for each in splits)),
+        "now": fmean(each.now for each in splits),
+        "then": fmean(each.then for each in splits),
+        "seen": fmean(each.seen for each in splits),
+        "held": {**wilson(held, len(splits))},
+        "width": fmean(each.high - each.low for each in splits),
+        "error": float(np.sqrt(np.mean(errors**2))),
+        "error_of_no_change": float(np.sqrt(np.mean([(each.seen - each.now) ** 2 for each in splits]))),
+    }
+
+
+HEAD = """# When to stop: forecasts of the held-out log-loss against what was seen
+
+`scripts/study.py stopping`. Every figure is computed from the rows that the study left.
+
+Of each set of ratings a quarter of the prompts is held out at random. From a share of the other prompts' ratings
+`alignment.labeling.refit.growth` foretells the log-loss of the refitted last layer after all of them; then it is refitted on
+all of them. The held-out votes are the same before and after. *Held* is how often the 95% interval held what was seen; its
+own interval takes the splits as independent, which they are not quite: they share a set of ratings. *Error* is the
+root mean square of seen less foretold, beside that of saying that nothing will change.
+
+The hidden states are those of models that have not learned from these ratings: SmolLM2-135M-Instruct for HH and PandaLM
+(human votes), the demo's SFT model for the demo (SIMULATED labelers).
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The study's page."""
+    lines = [HEAD, "| set | pairs | ratings | more | now | foretold | seen | held | width | error | no change |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        low, high = row["held"]["ci"]
+        lines.append(
+            f"| {row['set']} | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | {row['then']:.3f} | "
+            f"{row['seen']:.3f} | {row['held']['value']:.0%} ({low:.0%} to {high:.0%}) of {row['splits']} | "
+            f"{row['width']:.3f} | {row['error']:.4f} | {row['error_of_no_change']:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
