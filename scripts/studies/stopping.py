@@ -3,8 +3,9 @@
     scripts/study.py stopping --hh pairs.jsonl.gz --pandalm testset-v1.json --demo runs/influence
     scripts/study.py stopping --page         only the page, from existing rows
 
-HH and PandaLM are human votes, whose hidden states are SmolLM2-135M-Instruct's; the demo's ratings and its SFT model are
-those that scripts/study.py influence left. HOME is runs/stopping; docs/development/studies/stopping.md has the results.
+HH and PandaLM are human votes, whose hidden states are SmolLM2-135M-Instruct's; the demo's ratings and its SFT model
+are those that scripts/study.py influence left. HOME is runs/stopping; docs/development/studies/stopping.md has the
+results.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import demo
+
 from studies.ratings_value import forecasts
 
 PAGE = demo.ROOT / "docs" / "development" / "studies" / "stopping.md"

@@ -17,7 +17,7 @@ L2 = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Candidates for the penalty. Features are scaled (`Projection`), so 1 allows score differences of about 1."""
 FOLDS = 5
 MOST_STEPS = 50
-TOLERANCE = 1e-9
+TOLERANCE = 1e-7
 """Of the gradient, for each unit of weight."""
 
 

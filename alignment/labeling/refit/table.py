@@ -23,7 +23,7 @@ from alignment.ratings.pairs import choice_of
 from alignment.registry import Manifest, Registry
 from alignment.templates.rendering import Message
 
-DIMENSIONS = 128
+DIMENSIONS = 64
 """Directions of the hidden states that a head is fitted on."""
 EVAL_SHARE = 0.2
 """Share of the prompts held out where the model's own config does not say it."""

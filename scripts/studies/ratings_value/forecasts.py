@@ -109,10 +109,10 @@ HEAD = """# When to stop: forecasts of the held-out log-loss against what was se
 `scripts/study.py stopping`. Every figure is computed from the rows that the study left.
 
 Of each set of ratings a quarter of the prompts is held out at random. From a share of the other prompts' ratings
-`alignment.labeling.refit.growth` foretells the log-loss of the refitted last layer after all of them; then it is refitted on
-all of them. The held-out votes are the same before and after. *Held* is how often the 95% interval held what was seen; its
-own interval takes the splits as independent, which they are not quite: they share a set of ratings. *Error* is the
-root mean square of seen less foretold, beside that of saying that nothing will change.
+`alignment.labeling.refit.growth` foretells the log-loss of the refitted last layer after all of them; then it is
+refitted on all of them. The held-out votes are the same before and after. *Held*: how often the 95% interval held what
+was seen; its own interval takes the splits as independent, which they are not quite: they share a set of ratings.
+*Error* is the root mean square of seen less foretold, beside that of saying that nothing will change.
 
 The hidden states are those of models that have not learned from these ratings: SmolLM2-135M-Instruct for HH and PandaLM
 (human votes), the demo's SFT model for the demo (SIMULATED labelers).
@@ -124,10 +124,10 @@ def page(rows: Sequence[Row]) -> str:
     lines = [HEAD, "| set | pairs | ratings | more | now | foretold | seen | held | width | error | no change |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
-        low, high = row["held"]["ci"]
+        held = "{:.0%} ({:.0%} to {:.0%})".format(row["held"]["value"], *row["held"]["ci"])
         lines.append(
-            f"| {row['set']} | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | {row['then']:.3f} | "
-            f"{row['seen']:.3f} | {row['held']['value']:.0%} ({low:.0%} to {high:.0%}) of {row['splits']} | "
+            f"| {row['set']} | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | "
+            f"{row['then']:.3f} | {row['seen']:.3f} | {held} of {row['splits']} | "
             f"{row['width']:.3f} | {row['error']:.4f} | {row['error_of_no_change']:.4f} |"
         )
     return "\n".join(lines) + "\n"
