@@ -15,7 +15,7 @@ from alignment.labeling.refit.commands import forgetting
 from alignment.labeling.refit.table import load_refit
 from alignment.labeling.refit.text import forgetting_sentence
 from alignment.ratings import RatingsStore
-from alignment.registry import DataFingerprint, Registry
+from alignment.registry import Registry
 
 WORDS = ("library", "opens", "nine", "book", "weeks", "three", "weekdays", "line")
 PEOPLE = ("ann", "bob", "cyn")
@@ -36,8 +36,8 @@ def home(tmp_path_factory):
     rng = random.Random(0)
     with RatingsStore(folder / "r.db", create=True) as store:
         for number in range(NUMBER):
-            texts = [" ".join(rng.choices(WORDS, k=4)) for _ in range(2)]
-            texts[number % 2] += " book"
+            texts = [rng.choice(WORDS) + " nine" * 4 for _ in range(2)]
+            texts[number % 2] = rng.choice(WORDS) + " book" * 4
             item = store.add_item(
                 ask(number), [{"text": text} for text in texts], need=3, metadata={"part": "ab"[number % 2]}
             )
@@ -136,7 +136,7 @@ def test_a_published_model_says_whose_ratings_and_which_prompts(home, tmp_path):
     registry.publish(
         "rm", home / "reward", stage="reward", role="reward",
         config={"data": {"train": "r.db", "eval_share": 0.4, "split_seed": 3}},
-        data=[DataFingerprint(name="r.db", **fingerprint)],
+        data=[{"name": "r.db", **fingerprint}],
     )  # fmt: skip
     fitted = load_refit(str(home / "r.db"), "rm", str(registry.path))
     assert fitted.table.labelers == ("ann", "cyn")

@@ -62,8 +62,12 @@ def test_curves_end_at_the_refit_of_all_and_slices_add_up():
     own = table.held_out
     wanted = weight[own] @ losses(table.x[own] @ head, target[own]) / weight[own].sum()
     assert found[""].losses[:, -1] == pytest.approx(np.full(12, wanted))
-    assert found[""].ratings == fitted.num_ratings == len(
-        {(table.items[p], name) for p, name in zip(table.pair, table.labeler, strict=True) if not table.held_out[p]}
+    assert (
+        found[""].ratings
+        == fitted.num_ratings
+        == len(
+            {(table.items[p], name) for p, name in zip(table.pair, table.labeler, strict=True) if not table.held_out[p]}
+        )
     )
     assert found["even"].held_out + found["odd"].held_out == found[""].held_out
     assert found[""].losses[:, 0].mean() > found[""].now  # it learns
