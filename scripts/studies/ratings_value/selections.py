@@ -99,8 +99,8 @@ HEAD = """# Which items to rate next
 The demo's world: pairs of the SFT model's answers, three votes each by the demo's four SIMULATED labelers, the head
 refitted on the SFT model's hidden states. A quarter of the prompts is held out. After {first} random pairs each round
 adds {round}: *random*; *uncertain*, half of them those nearest to p = 1/2 and half random, as `--order uncertain` does;
-*gain*, all by greedy D-optimal design (`scripts/studies/ratings_value/d_optimal.py`); *half gain*, half by it and half random.
-The ratings are equal in number. Differences are by seed, with Student's 95% interval over seeds.
+*gain*, all by greedy D-optimal design (`scripts/studies/ratings_value/d_optimal.py`); *half gain*, half by it and half
+random. The ratings are equal in number. Differences are by seed, with Student's 95% interval over seeds.
 """
 
 

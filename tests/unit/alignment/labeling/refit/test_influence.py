@@ -15,7 +15,7 @@ NAMES = ("ann", "bob", "cyn", "dan")
 
 
 def world(seed=0, pairs=240, held_out=120, dimensions=8, skill=(2.0, 1.0, 1.0, -1.0)):
-    """Votes on pairs whose features decide, by labelers who see them more or less well; dan prefers the worse answer."""
+    """Votes on pairs whose features decide, by labelers who see that more or less well; dan prefers the worse one."""
     rng = np.random.default_rng(seed)
     total = pairs + held_out
     x = rng.standard_normal((total, dimensions)) / np.sqrt(dimensions)
