@@ -8,6 +8,7 @@ from typing import Any
 from alignment.config.sections import DataConfig
 from alignment.data.parsing import to_demonstrations
 from alignment.data.reading import read_records
+from alignment.errors import UserError
 from alignment.intervals import bootstrap_mean
 from alignment.labeling.refit.growth import LEAST_ITEMS, curves, forecast
 from alignment.labeling.refit.head import losses
@@ -32,6 +33,8 @@ def influence(db: str, model: str, registry_path: str | None = None, answers: st
     """
     fitted = load_refit(db, model, registry_path)
     ranked = None if answers is None else fitted.features_of(_answers(answers))
+    if ranked is not None and not len(ranked):
+        raise UserError(f"--answers {answers}: each answer is too long, or has roles that the model's template lacks")
     items = item_influences(fitted)
     return described(fitted) | {
         "ranked": {

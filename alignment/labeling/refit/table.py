@@ -111,11 +111,11 @@ class Refit:
         own = self.table.trained[self.table.pair]
         return np.stack([self.table.items[self.table.pair[own]], self.table.labeler[own]])
 
-    def without(self, counting: NDArray[np.bool_], start: Array | None = None) -> Array:
+    def without(self, counting: NDArray[np.bool_]) -> Array:
         """The head fitted to these votes alone, (V,)."""
         target, weight = self.table.pooled(counting)
         own = self.table.trained
-        return fit_head(self.table.x[own], target[own], weight[own], self.l2, self.head if start is None else start)
+        return fit_head(self.table.x[own], target[own], weight[own], self.l2, self.head)
 
 
 def refit(
@@ -152,7 +152,7 @@ def load_refit(
     """
     registry = Registry(registry_path)
     source = find_model(model, registry, role="reward" if trained else ("reward", "policy"))
-    manifest = registry.load(model).manifest if source.ref else None
+    manifest = registry.resolve(source.ref).manifest if source.ref else None
     with RatingsStore(db) as store:
         items, ratings = store.items(), _learned_from(store, manifest)
     share, seed = _held_out(manifest.config if manifest else None)
@@ -177,10 +177,6 @@ def load_refit(
 
     ranked = votes.held_out_answers(directions, share, seed)
     return refit(table, source.label, ranked, votes.left_out, features_of)
-
-
-LEAST_PROMPTS = 10
-NONE = "(none)"
 
 
 def _learned_from(store: RatingsStore, manifest: Manifest | None) -> list[Rating]:
@@ -213,14 +209,17 @@ class _Votes:
             by_item.setdefault(rating.item, []).append(rating)
         self.items = [item for item in items if len(item.completions) > 1]
         self.rows = {item.id: range(starts[item.id], starts[item.id] + len(item.completions)) for item in self.items}
-        self.left_out = {"single answers": sum(len(by_item.get(item.id, ())) for item in items), "not encoded": 0}
+        self.left_out = {
+            "single answers": sum(len(by_item.get(item.id, ())) for item in items),
+            "answers that cannot be encoded": 0,
+        }
         self.pairs: list[tuple[Item, int, int]] = []
         self.votes: list[tuple[int, str, float, float]] = []
         for item in self.items:
             given = by_item.get(item.id, [])
             self.left_out["single answers"] -= len(given)
             if np.isnan(hidden[self.rows[item.id]]).any():
-                self.left_out["not encoded"] += len(given)
+                self.left_out["answers that cannot be encoded"] += len(given)
                 continue
             self._add(item, given)
         if not self.votes:

@@ -44,14 +44,13 @@ def show_influence(found: Found, console: Console, called: str = "alignment rate
             style="dim",
         )
     )
-    for name, said in (("harmful_items", "Held-out votes are better foretold without"), ("helpful_items", "worse")):
+    for name, said in (
+        ("harmful_items", "Look again at these items, without which held-out votes are foretold better"),
+        ("helpful_items", "These items help most"),
+    ):
         if found[name]:
             shown = ", ".join(f"{each['item']} ({each['log_loss']:+.4f})" for each in found[name])
-            console.print(
-                f"{said} item{'s' * (len(found[name]) > 1)}: {shown}"
-                if name == "harmful_items"
-                else f"... {said} without: {shown}"
-            )
+            console.print(f"{said}: {shown}")
 
 
 def show_growth(found: Found, console: Console) -> None:
@@ -90,4 +89,4 @@ def _show_fit(found: Found, console: Console) -> None:
         + (f", accuracy {accuracy['value']:.1%}" if accuracy else "")
     )
     for reason, count in found["left_out"].items():
-        console.print(f"  left out: {count} ratings of {reason}", style="dim")
+        console.print(f"  left out: {count} rating{'s' * (count != 1)} of {reason}", style="dim")

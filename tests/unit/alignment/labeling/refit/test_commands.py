@@ -66,7 +66,7 @@ def test_influence_says_who_and_which_items(home, capsys):
     assert found["items"] == NUMBER + 1 - len(held_out)
     assert {each["item"] for each in found["harmful_items"]} <= set(range(1, NUMBER + 2))
     shown = said(capsys, "influence", "--db", home / "r.db", "--model", home / "reward").out
-    assert "cyn" in shown and "turned" in shown and "1 ratings of single answers" in shown
+    assert "cyn" in shown and "turned" in shown and "left out: 1 rating of single answers" in shown
     assert max(map(len, shown.splitlines())) < 400
 
 
