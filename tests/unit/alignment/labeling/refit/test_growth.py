@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.rated_world import cut, world
 
 from alignment.labeling.refit.growth import Curve, curves, forecast
 from alignment.labeling.refit.head import fit_head, losses
 from alignment.labeling.refit.table import refit
-
-from .test_influence import world
 
 
 def curve(exponent, noise, seed=0, now=0.52):
@@ -91,7 +90,4 @@ def test_the_interval_holds_what_came():
 
 
 def _first(table, early):
-    votes = (early | table.held_out)[table.pair]
-    from .test_influence import cut
-
-    return cut(table, votes)
+    return cut(table, (early | table.held_out)[table.pair])

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
+from helpers.rated_world import NAMES, cut, world
 
-from alignment.labeling.refit.head import fit_head, losses, probabilities
+from alignment.labeling.refit.head import fit_head, losses
 from alignment.labeling.refit.influence import item_influences, labeler_influence, labeler_influences, top_kept
-from alignment.labeling.refit.table import VoteTable, refit
-
-NAMES = ("ann", "bob", "cyn", "dan")
-
-
-def world(seed=0, pairs=240, held_out=120, dimensions=8, skill=(2.0, 1.0, 1.0, -1.0)):
-    """Votes on pairs whose features decide, by labelers who see that more or less well; dan prefers the worse one."""
-    rng = np.random.default_rng(seed)
-    total = pairs + held_out
-    x = rng.standard_normal((total, dimensions)) / np.sqrt(dimensions)
-    truth = x @ (4 * rng.standard_normal(dimensions))
-    pair = np.repeat(np.arange(total), 2)
-    labeler = np.concatenate([rng.choice(len(NAMES), 2, replace=False) for _ in range(total)])
-    target = (rng.random(len(pair)) < probabilities(np.array(skill)[labeler] * truth[pair])).astype(float)
-    target[rng.random(len(pair)) < 0.1] = 0.5
-    # Two pairs of one item stand for a ranking.
-    items = np.where(np.arange(total) % 5 == 1, np.arange(total) - 1, np.arange(total)) + 1
-    weight = np.where(np.bincount(items, minlength=total + 1)[items[pair]] > 1, 1 / 3, 1.0)
-    return VoteTable(
-        x, items, items.copy(), items > pairs, pair, labeler, target, weight, NAMES, ("even", "odd") * (total // 2)
-    )
-
-
-def cut(table, votes):
-    return dataclasses.replace(
-        table, **{name: getattr(table, name)[votes] for name in ("pair", "labeler", "target", "weight")}
-    )
+from alignment.labeling.refit.table import refit
 
 
 @pytest.fixture(scope="module")
