@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hh", type=Path, help="pairs as whole transcripts")
     parser.add_argument("--pandalm", type=Path, help="pairs with three votes each")
     parser.add_argument("--demo", type=Path, help="working folder of the study influence")
-    parser.add_argument("--pairs", type=int, default=500, help="most pairs of HH and of PandaLM")
+    parser.add_argument("--pairs", type=int, default=500, help="most pairs of HH and of PandaLM, the shortest")
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--home", type=Path, default=Path("runs/stopping"), help="working folder")
     parser.add_argument("--page", action="store_true", help="only write the page from existing rows")

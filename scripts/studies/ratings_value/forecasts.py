@@ -36,7 +36,8 @@ class Split:
 
 
 def shortened(source: Path, target: Path, tokenizer: Any, max_tokens: int, most: int) -> int:
-    """Copy the rated pairs of which both answers with the prompt have at most so many tokens; returns their number."""
+    """Copy the shortest rated pairs, at most so many, each answer with its prompt of at most `max_tokens`; returns their
+    number."""
     from alignment.labeling.refit.features import encode_answer
 
     with RatingsStore(source) as store:
@@ -44,17 +45,19 @@ def shortened(source: Path, target: Path, tokenizer: Any, max_tokens: int, most:
     by_item: dict[int, list[Any]] = {}
     for rating in ratings:
         by_item.setdefault(rating.item, []).append(rating)
-    count = 0
+    lengths = {}
+    for item in items:
+        ids = [encode_answer(tokenizer, item.prompt, each.text, None) for each in item.completions]
+        if all(each is not None and len(each) <= max_tokens for each in ids):
+            lengths[item.id] = max(len(each or ()) for each in ids)
+    kept = set(sorted(lengths, key=lengths.__getitem__)[:most])
     with RatingsStore(target, create=True) as store, store.transaction():
         for item in items:
-            ids = [encode_answer(tokenizer, item.prompt, each.text, None) for each in item.completions]
-            if count == most or any(each is None or len(each) > max_tokens for each in ids):
-                continue
-            made = store.add_item(item.prompt, item.completions, item.need, item.metadata)
-            for rating in by_item.get(item.id, []):
-                store.import_rating(made, labeler=rating.labeler, choice=rating.choice)
-            count += 1
-    return count
+            if item.id in kept:
+                made = store.add_item(item.prompt, item.completions, item.need, item.metadata)
+                for rating in by_item.get(item.id, []):
+                    store.import_rating(made, labeler=rating.labeler, choice=rating.choice)
+    return len(kept)
 
 
 def subset(table: VoteTable, keep: NDArray[np.bool_], held_out: NDArray[np.bool_]) -> VoteTable:
