@@ -36,8 +36,7 @@ class Split:
 
 
 def shortened(source: Path, target: Path, tokenizer: Any, max_tokens: int, most: int) -> int:
-    """Copy the shortest rated pairs, at most so many, each answer with its prompt of at most `max_tokens`; returns their
-    number."""
+    """Copy the shortest rated pairs, at most so many, of at most `max_tokens` with the prompt; returns their number."""
     from alignment.labeling.refit.features import encode_answer
 
     with RatingsStore(source) as store:
