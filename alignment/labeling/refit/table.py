@@ -71,7 +71,7 @@ class VoteTable:
     def pooled(self, counting: NDArray[np.bool_] | None = None) -> tuple[Array, Array]:
         """Target and weight of each pair, (P,), from the votes that count, (V,); None: all."""
         weight = self.weight if counting is None else self.weight * counting
-        total = np.bincount(self.pair, weight, len(self.x))
+        total = np.asarray(np.bincount(self.pair, weight, len(self.x)), dtype=np.float64)
         towards = np.bincount(self.pair, weight * self.target, len(self.x))
         return np.divide(towards, total, out=np.full(len(self.x), 0.5), where=total > 0), total
 

@@ -123,7 +123,7 @@ def page(found: Row) -> str:
     """The study's page."""
     lines = [HEAD]
     lines.append(
-        f"{found['seeds']} training seeds. *Exact* is the mean over seeds, with each seed behind it; *refit* is on the "
+        f"Training seeds: {found['seeds']}. *Exact* is the mean over seeds, with each seed behind it; *refit* is on the "
         "hidden states of the reward model\nthat learned from everybody, *refit, start* on those of the SFT model that "
         "it started from.\n"
     )

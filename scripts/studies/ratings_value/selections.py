@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from help_desk.labelers import LABELERS, choose
+from numpy.typing import NDArray
 
 from alignment.evaluation.clusters import t_quantile
 from alignment.labeling.refit.head import Array, fit_head, hessian, losses, probabilities
@@ -30,7 +31,7 @@ class Pool(NamedTuple):
     x: Array
     target: Array
     """Share of the votes for the first answer that each would get, (P,)."""
-    held_out: Array
+    held_out: NDArray[np.bool_]
     """Whether the prompt is held out, (P,)."""
     better: Array
     """Sign of the first answer's gold score less the second's, (P,)."""
@@ -43,7 +44,9 @@ def make_pool(table: VoteTable, gold: Mapping[int, tuple[float, ...]], seed: int
     out = rng.choice(groups, round(HELD_OUT * len(groups)), replace=False)
     value = {"left": 1.0, "tie": 0.5, "right": 0.0}
     target = [
-        fmean(value[choose(labeler, *gold[item], chance)] for labeler in chance.sample(LABELERS, VOTES))
+        fmean(
+            value[choose(labeler, gold[item][0], gold[item][1], chance)] for labeler in chance.sample(LABELERS, VOTES)
+        )
         for item in table.items.tolist()
     ]
     better = np.array([np.sign(gold[item][0] - gold[item][1]) for item in table.items.tolist()])
@@ -52,7 +55,7 @@ def make_pool(table: VoteTable, gold: Mapping[int, tuple[float, ...]], seed: int
 
 def chosen(way: str, pool: Pool, rated: list[int], head: Array, rng: np.random.Generator) -> list[int]:
     """The next round's pairs."""
-    left = np.setdiff1d(np.flatnonzero(~pool.held_out), rated)
+    left = np.setdiff1d(np.flatnonzero(~pool.held_out), np.array(rated))
     picked = rng.choice(left, ROUND, replace=False).tolist()
     if way == "random":
         return picked
