@@ -119,7 +119,7 @@ def item_influences(fitted: Refit) -> list[ItemInfluence]:
     table = fitted.table
     target, weight = table.pooled()
     own = np.flatnonzero(table.trained & (weight > 0))
-    inverse: Array = np.linalg.inv(hessian(table.x[own], weight[own], fitted.head, fitted.l2))
+    inverse = np.asarray(np.linalg.inv(hessian(table.x[own], weight[own], fitted.head, fitted.l2)), dtype=np.float64)
     p = probabilities(table.x @ fitted.head)
     by_item: dict[int, list[int]] = {}
     for place in own.tolist():
