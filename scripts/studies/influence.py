@@ -137,7 +137,7 @@ def run(cast: Cast, seeds: int, only: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=2, help="of the training; each trains nine and seven reward models")
+    parser.add_argument("--seeds", type=int, default=2, help="of the training; each trains 9 and 7 reward models")
     parser.add_argument("--cast", choices=("demo", "graded"), help="only this one")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only without these labelers; or full")
     parser.add_argument("--home", type=Path, default=Path("runs/influence"), help="working folder")

@@ -112,37 +112,47 @@ HEAD = """# Whose ratings made a model so: a refit against exact retraining
 
 `scripts/study.py influence`. Every figure is computed from the rows that the study left.
 
-The demo's world with eight SIMULATED labelers, three ratings a pair. `alignment rate influence` refits a model's last
-layer without each labeler; here the demo's reward model is retrained without each, by `python -m reward` with its
-recipe. Changes are without the labeler less with them, on the held-out votes of the other seven: above 0 means that the
-log-loss gets worse, so that the ratings help.
+`alignment rate influence` refits a model's last layer without each labeler; here the demo's reward model is retrained
+without each, by `python -m reward` with the demo's recipe. Changes are without the labeler less with them, on the
+held-out votes of the others: above 0 means that the log-loss gets worse, so that the ratings help. *Exact* is the mean
+over training seeds, with each seed behind it; *refit* is on the hidden states of the reward model that learned from
+everybody, *refit, start* on those of the SFT model that it started from. All labelers are SIMULATED.
 """
+CASTS = {
+    "demo": "The demo's six labelers, one who picks at random and one who prefers the worse answer; three votes a pair",
+    "graded": "Six labelers from careful (0) to contrary (5), who read the gold score with slopes 2.5, 1.2, 0.5, 0, -0.8 "
+    "and -2; one vote a pair",
+}
 
 
-def page(found: Row) -> str:
+def page(found: Mapping[str, Row]) -> str:
     """The study's page."""
     lines = [HEAD]
-    lines.append(
-        f"Training seeds: {found['seeds']}. *Exact* is the mean over seeds, with each seed behind it; *refit* is on the "
-        "hidden states of the reward model\nthat learned from everybody, *refit, start* on those of the SFT model that "
-        "it started from.\n"
-    )
-    for place, title in enumerate(("log-loss", "accuracy, points")):
-        scale, form = (1, "+.4f") if place == 0 else (100, "+.1f")
-        lines.append(f"## Change of held-out {title}\n")
-        lines += ["| labeler | ratings | exact | by seed | refit | refit, start |", "|---|---|---|---|---|---|"]
-        for row in found["labelers"]:
-            seeds = [each[place] * scale for each in row["exact"]]
-            cells = [f"{fmean(seeds):{form}}", ", ".join(f"{value:{form}}" for value in seeds)]
-            cells += [f"{row[kind][place] * scale:{form}}" for kind in FEATURES]
-            lines.append(f"| {row['labeler'].removeprefix('simulated-')} | {row['ratings']} | {' | '.join(cells)} |")
+    for cast, result in found.items():
+        seeds = result["seeds"]
+        lines.append(f"## {CASTS[cast]}\n")
+        lines.append(f"{seeds} training seed{'s' * (seeds != 1)}.\n")
+        for place, title in enumerate(("log-loss", "accuracy, points")):
+            lines += _table(result["labelers"], place, title)
+        lines += [
+            "Rank correlation over the labelers:\n",
+            "| of exact retraining with | log-loss | accuracy |",
+            "|---|---|---|",
+        ]
+        for kind, said in (("reward", "refit"), ("start", "refit, start"), ("seeds", "another seed of itself")):
+            values = [result["correlations"][f"{kind} {figure}"] for figure in ("log_loss", "accuracy")]
+            lines.append(f"| {said} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")
         lines.append("")
-    lines += [
-        "## Rank correlation over labelers\n",
-        "| of exact retraining with | log-loss | accuracy |",
-        "|---|---|---|",
-    ]
-    for kind, said in (("reward", "refit"), ("start", "refit, start"), ("seeds", "another seed of itself")):
-        values = [found["correlations"][f"{kind} {figure}"] for figure in ("log_loss", "accuracy")]
-        lines.append(f"| {said} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _table(labelers: Sequence[Row], place: int, title: str) -> list[str]:
+    scale, form = (1, "+.4f") if place == 0 else (100, "+.1f")
+    lines = [f"Change of held-out {title}:\n", "| labeler | ratings | exact | by seed | refit | refit, start |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in labelers:
+        seeds = [each[place] * scale for each in row["exact"]]
+        cells = [f"{fmean(seeds):{form}}", ", ".join(f"{value:{form}}" for value in seeds)]
+        cells += [f"{row[kind][place] * scale:{form}}" for kind in FEATURES]
+        lines.append(f"| {row['labeler'].removeprefix('simulated-')} | {row['ratings']} | {' | '.join(cells)} |")
+    return [*lines, ""]
