@@ -120,8 +120,8 @@ everybody, *refit, start* on those of the SFT model that it started from. All la
 """
 CASTS = {
     "demo": "The demo's six labelers, one who picks at random and one who prefers the worse answer; three votes a pair",
-    "graded": "Six labelers from careful (0) to contrary (5), who read the gold score with slopes 2.5, 1.2, 0.5, 0, -0.8 "
-    "and -2; one vote a pair",
+    "graded": "Six labelers from careful (0) to contrary (5), who see the gold score with slopes 2.5, 1.2, 0.5, 0, "
+    "-0.8 and -2; one vote a pair",
 }
 
 
