@@ -10,7 +10,7 @@ from alignment.data.parsing import to_demonstrations
 from alignment.data.reading import read_records
 from alignment.errors import UserError
 from alignment.intervals import bootstrap_mean
-from alignment.labeling.refit.growth import LEAST_ITEMS, curves, forecast
+from alignment.labeling.refit.growth import LEAST_PROMPTS, curves, forecast
 from alignment.labeling.refit.head import losses
 from alignment.labeling.refit.influence import agreement, item_influences, labeler_influence, labeler_influences
 from alignment.labeling.refit.table import Refit, load_refit
@@ -68,7 +68,7 @@ def growth(
     """
     fitted = load_refit(db, model, registry_path, slice_by)
     result = described(fitted) | {"more": more, "forecast": None, "slices": []}
-    if fitted.num_items < LEAST_ITEMS:
+    if fitted.num_prompts < LEAST_PROMPTS:
         return result
     whole, *parts = [forecast(curve, more) for curve in curves(fitted)]
     return result | {

@@ -1,6 +1,6 @@
 """When to stop: what more ratings would do to the held-out log-loss of a refitted last layer.
 
-The head is refitted on random shares of the voted training items. Their mean losses follow a power law with an offset,
+The head is refitted on random shares of the voted training prompts. Their mean losses follow a power law with an offset,
 a + b n^-c (Hestness et al. 2017), which is extrapolated. Pure functions on the arrays of a table.
 """
 
@@ -15,22 +15,22 @@ from alignment.labeling.refit.head import Array, fit_head, losses
 from alignment.labeling.refit.table import Refit
 
 SHARES = (0.15, 0.22, 0.32, 0.46, 0.68, 1.0)
-"""Shares of the training items that the head is refitted on."""
+"""Shares of the training prompts that the head is refitted on."""
 REPEATS = 12
-"""Random orders of the items; the shares of an order are nested."""
+"""Random orders of the prompts; the shares of an order are nested."""
 EXPONENTS = np.geomspace(0.2, 2.0, 40)
 """Candidates for c."""
 RESAMPLES = 400
-LEAST_ITEMS = 40
-"""Fewer voted items give no curve."""
+LEAST_PROMPTS = 40
+"""Fewer voted prompts give no curve."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Held-out log-losses of refits on random shares of the items, for one slice of the held-out prompts.
+    """Held-out log-losses of refits on random shares of the prompts, for one slice of the held-out ones.
 
-    `sizes`: number of items, (S,), ascending, the last one all; `losses`: (R, S), by random order; the last of each
-    order is that of all items. `ratings`: number of ratings of the items.
+    `sizes`: number of prompts, (S,), ascending, the last one all; `losses`: (R, S), by random order; the last of each
+    order is that of all prompts. `ratings`: number of ratings of all.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The log-loss on the same held-out votes after `more` ratings on new items, with its 95% interval."""
+    """The log-loss on the same held-out votes after `more` ratings on new prompts, with its 95% interval."""
 
     name: str
     ratings: int
@@ -66,19 +66,19 @@ class Forecast:
 def curves(fitted: Refit, seed: int = 0) -> list[Curve]:
     """The curve of all held-out prompts, and of each slice of the table.
 
-    Whole items are drawn, because more ratings will be on new items, each rated as often as these.
+    Whole prompts are drawn, because more ratings will be on new prompts, each rated as often as these.
     """
     table, rng = fitted.table, np.random.default_rng(seed)
     target, weight = table.pooled()
     own = np.flatnonzero(table.trained & (weight > 0))
-    items, member = np.unique(table.items[own], return_inverse=True)
-    sizes = np.unique(np.maximum(2, np.round(np.array(SHARES) * len(items)).astype(int)))
+    prompts, member = np.unique(table.groups[own], return_inverse=True)
+    sizes = np.unique(np.maximum(2, np.round(np.array(SHARES) * len(prompts)).astype(int)))
     names = ["", *(name for name in dict.fromkeys(table.slices) if len(set(table.slices)) > 1)]
     parts = [table.held_out & (weight > 0) & _in_slice(fitted, name) for name in names]
     found = np.zeros((len(names), REPEATS, len(sizes)))
     for repeat in range(REPEATS):
-        place = np.empty(len(items), int)
-        place[rng.permutation(len(items))] = np.arange(len(items))
+        place = np.empty(len(prompts), int)
+        place[rng.permutation(len(prompts))] = np.arange(len(prompts))
         head: Array | None = None
         for column, size in enumerate(sizes):
             inside = own[place[member] < size]
@@ -103,8 +103,8 @@ def forecast(curve: Curve, more: int, seed: int = 0) -> Forecast:
 
     The value is the current loss less the saving of the best exponent. The interval holds three doubts: the exponent,
     for which each that fits the mean losses about as well as the best counts; the random orders, by a bootstrap; and
-    which items will be rated. For the last, the losses of shares n of the N items vary around that of all with variance
-    v(n) (1/n - 1/N), where they are about linear in the items, and the loss after N' items with v (1/N - 1/N'); v grows
+    which prompts will be rated. For the last, the losses of n of the N prompts vary around that of all with variance
+    v(n) (1/n - 1/N), where they are about linear in the prompts, and the loss after N' with v (1/N - 1/N'); v grows
     as the penalty holds the head less, and is extrapolated too.
     """
     end = curve.sizes[-1] * (1 + more / curve.ratings)

@@ -102,6 +102,11 @@ class Refit:
         return len(np.unique(self._voted()[0]))
 
     @property
+    def num_prompts(self) -> int:
+        """Number of voted training prompts."""
+        return len(np.unique(self.table.groups[self.table.pair[self.table.trained[self.table.pair]]]))
+
+    @property
     def num_ratings(self) -> int:
         """Number of ratings of them; a ranking's votes on its pairs are one rating."""
         return np.unique(self._voted(), axis=1).shape[1]

@@ -59,7 +59,7 @@ def show_growth(found: Found, console: Console) -> None:
     _show_fit(found, console)
     whole = found["forecast"]
     if whole is None:
-        console.print("There are too few rated items to say what more would do.")
+        console.print("There are too few rated prompts to say what more would do.")
         return
     console.print(f"Held-out log-loss, {whole['sentence']}")
     for part in found["slices"]:
