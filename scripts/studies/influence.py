@@ -78,7 +78,6 @@ def make_world(cast: Cast, size: demo.DemoSize) -> Row:
         demo.sample(sft["model"], 0, size)
     with RatingsStore(demo.RATINGS) as store:
         items = store.items()
-    Path(cast.db).unlink(missing_ok=True)
     with RatingsStore(cast.db, create=True, seed=0) as store, store.transaction():
         store.settings.repeat_share = 0.0
         for labeler in cast.labelers:

@@ -38,17 +38,17 @@ def published(name: str, file: Path, most: int) -> tuple[Path, str]:
     from alignment.labeling.import_export import import_into
     from alignment.models.sources import find_model
     from alignment.models.tokenizers import load_tokenizer
+    from alignment.ratings import RatingsStore
     from alignment.registry import Registry
 
     model = real_model.fetch(Path())
     whole, short = Path(f"{name}-all.db"), Path(f"{name}.db")
-    if not short.exists():
-        import_into(whole, "auto", file)
+    import_into(whole, "auto", file)
+    with RatingsStore(short, create=True) as store:
+        made = bool(store.items())  # all of them are made in one transaction
+    if not made:
         tokenizer = load_tokenizer(find_model(model, Registry(), role="policy"))
-        making = Path(f"{name}-making.db")
-        making.unlink(missing_ok=True)
-        forecasts.shortened(whole, making, tokenizer, MOST_TOKENS, most)
-        making.replace(short)
+        forecasts.shortened(whole, short, tokenizer, MOST_TOKENS, most)
     return short, model
 
 

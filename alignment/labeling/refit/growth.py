@@ -1,7 +1,7 @@
 """When to stop: what more ratings would do to the held-out log-loss of a refitted last layer.
 
-The head is refitted on random shares of the voted training prompts. Their mean losses follow a power law with an offset,
-a + b n^-c (Hestness et al. 2017), which is extrapolated. Pure functions on the arrays of a table.
+The head is refitted on random shares of the voted training prompts. Their mean losses follow a power law with an
+offset, a + b n^-c (Hestness et al. 2017), which is extrapolated. Pure functions on the arrays of a table.
 """
 
 from __future__ import annotations

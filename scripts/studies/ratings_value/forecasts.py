@@ -23,7 +23,7 @@ HELD_OUT = 0.25
 
 
 @dataclass(frozen=True)
-class Split:
+class SeenSplit:
     """One split: ratings known and to come, the losses, and the interval."""
 
     ratings: int
@@ -70,7 +70,7 @@ def subset(table: VoteTable, keep: NDArray[np.bool_], held_out: NDArray[np.bool_
     )  # fmt: skip
 
 
-def split(table: VoteTable, seed: int, known: float) -> Split:
+def split(table: VoteTable, seed: int, known: float) -> SeenSplit:
     """Hold out a quarter of the prompts; foretell from a share of the other ones what all of them bring."""
     rng = np.random.default_rng(seed)
     groups = np.unique(table.groups)
@@ -85,10 +85,10 @@ def split(table: VoteTable, seed: int, known: float) -> Split:
     own, (target, weight) = whole.table.trained, whole.table.pooled()
     head = fit_head(whole.table.x[own], target[own], weight[own], fitted.l2)
     seen = log_loss(whole.table, head, target, weight, held_out)
-    return Split(fitted.num_ratings, more, found.now, found.then, *found.ci, seen)
+    return SeenSplit(fitted.num_ratings, more, found.now, found.then, *found.ci, seen)
 
 
-def summary(splits: Sequence[Split]) -> Row:
+def summary(splits: Sequence[SeenSplit]) -> Row:
     """Figures of many splits."""
     held = sum(each.low <= each.seen <= each.high for each in splits)
     errors = np.array([each.seen - each.then for each in splits])
