@@ -65,7 +65,8 @@ def run(sets: dict[str, tuple[Path, str, str | None]], splits: int) -> None:
             if (name, known) in done:
                 continue
             print(f"{time.strftime('%H:%M:%S')} {name}, {known} known", file=sys.stderr, flush=True)
-            found = forecasts.summary([forecasts.split(table, seed, known) for seed in range(splits)])
+            tried = [forecasts.split(table, seed, known) for seed in range(splits)]
+            found = forecasts.summary([each for each in tried if each])
             with ROWS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps({"set": name, "known": known, "pairs": len(table.x), **found}) + "\n")
 

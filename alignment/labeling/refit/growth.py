@@ -21,7 +21,7 @@ REPEATS = 12
 EXPONENTS = np.geomspace(0.2, 2.0, 40)
 """Candidates for c."""
 RESAMPLES = 400
-LEAST_PROMPTS = 40
+LEAST_PROMPTS = 30
 """Fewer voted prompts give no curve."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from alignment.labeling.refit.growth import curves, forecast
+from alignment.labeling.refit.growth import LEAST_PROMPTS, curves, forecast
 from alignment.labeling.refit.head import fit_head
 from alignment.labeling.refit.table import Refit, VoteTable, log_loss, refit
 from alignment.ratings import RatingsStore
@@ -70,8 +70,9 @@ def subset(table: VoteTable, keep: NDArray[np.bool_], held_out: NDArray[np.bool_
     )  # fmt: skip
 
 
-def split(table: VoteTable, seed: int, known: float) -> SeenSplit:
-    """Hold out a quarter of the prompts; foretell from a share of the other ones what all of them bring."""
+def split(table: VoteTable, seed: int, known: float) -> SeenSplit | None:
+    """Hold out a quarter of the prompts; foretell from a share of the other ones what all of them bring. None where they
+    are too few for a forecast."""
     rng = np.random.default_rng(seed)
     groups = np.unique(table.groups)
     rng.shuffle(groups)
@@ -79,6 +80,8 @@ def split(table: VoteTable, seed: int, known: float) -> SeenSplit:
     held_out = ~np.isin(table.groups, rest)
     early = np.isin(table.groups, rest[: round(known * len(rest))])
     fitted = refit(subset(table, held_out | early, held_out), "", table.x[:0], {})
+    if fitted.num_prompts < LEAST_PROMPTS:
+        return None
     whole = Refit(subset(table, np.ones(len(held_out), bool), held_out), fitted.l2, fitted.head, "", table.x[:0], {})
     more = whole.num_ratings - fitted.num_ratings
     found = forecast(curves(fitted, seed)[0], more, seed)
@@ -90,6 +93,8 @@ def split(table: VoteTable, seed: int, known: float) -> SeenSplit:
 
 def summary(splits: Sequence[SeenSplit]) -> Row:
     """Figures of many splits."""
+    if not splits:
+        return {"splits": 0}
     held = sum(each.low <= each.seen <= each.high for each in splits)
     errors = np.array([each.seen - each.then for each in splits])
     return {
@@ -126,9 +131,14 @@ def page(rows: Sequence[Row]) -> str:
     lines = [HEAD, "| set | pairs | ratings | more | now | foretold | seen | held | width | error | no change |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
+        if not row["splits"]:
+            lines.append(
+                f"| {row['set']}, {row['known']:.0%} known | {row['pairs']} | too few prompts for a forecast |"
+            )
+            continue
         held = "{:.0%} ({:.0%} to {:.0%})".format(row["held"]["value"], *row["held"]["ci"])
         lines.append(
-            f"| {row['set']} | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | "
+            f"| {row['set']}, {row['known']:.0%} known | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | "
             f"{row['then']:.3f} | {row['seen']:.3f} | {held} of {row['splits']} | "
             f"{row['width']:.3f} | {row['error']:.4f} | {row['error_of_no_change']:.4f} |"
         )
