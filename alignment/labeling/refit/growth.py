@@ -157,11 +157,13 @@ def _variances(curve: Curve) -> Array:
 
 
 def _spread(curve: Curve, sizes: Array) -> Array:
-    """The variance v(n) of `forecast` at some sizes: a power of n, fitted to the variances over the orders."""
+    """The variance v(n) of `forecast` at some sizes: a power of n, fitted to the variances over the orders; beyond the
+    largest share at least what it is there."""
     own = curve.sizes[:-1]
     found = curve.losses[:, :-1].var(0, ddof=1) / (1 / own - 1 / curve.sizes[-1])
     logs = np.log(np.maximum(found, 1e-12))
     slope, _ = np.polyfit(np.log(own), logs, 1)
-    slope = float(np.clip(slope, 0.0, 1.0))
+    slope = float(np.clip(slope, 0.0, 2.0))
     level = float(np.mean(logs - slope * np.log(own)))
-    return np.asarray(np.exp(level + slope * np.log(sizes)))
+    fitted = np.exp(level + slope * np.log(sizes))
+    return np.asarray(np.where(sizes > own[-1], np.maximum(fitted, found[-1]), fitted))

@@ -71,8 +71,7 @@ def subset(table: VoteTable, keep: NDArray[np.bool_], held_out: NDArray[np.bool_
 
 
 def split(table: VoteTable, seed: int, known: float) -> SeenSplit | None:
-    """Hold out a quarter of the prompts; foretell from a share of the other ones what all of them bring. None where they
-    are too few for a forecast."""
+    """Hold out a quarter of the prompts; foretell from a share of the others what all of them bring. None: too few."""
     rng = np.random.default_rng(seed)
     groups = np.unique(table.groups)
     rng.shuffle(groups)
@@ -131,14 +130,13 @@ def page(rows: Sequence[Row]) -> str:
     lines = [HEAD, "| set | pairs | ratings | more | now | foretold | seen | held | width | error | no change |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
+        name = f"{row['set']}, {row['known']:.0%} known"
         if not row["splits"]:
-            lines.append(
-                f"| {row['set']}, {row['known']:.0%} known | {row['pairs']} | too few prompts for a forecast |"
-            )
+            lines.append(f"| {name} | {row['pairs']} | too few prompts for a forecast |")
             continue
         held = "{:.0%} ({:.0%} to {:.0%})".format(row["held"]["value"], *row["held"]["ci"])
         lines.append(
-            f"| {row['set']}, {row['known']:.0%} known | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | "
+            f"| {name} | {row['pairs']} | {row['ratings']} | +{row['more']} | {row['now']:.3f} | "
             f"{row['then']:.3f} | {row['seen']:.3f} | {held} of {row['splits']} | "
             f"{row['width']:.3f} | {row['error']:.4f} | {row['error_of_no_change']:.4f} |"
         )
