@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.intervals import Estimate, bootstrap_mean, spearman
-from alignment.labeling.refit.head import Array, hessian, losses, probabilities
+from alignment.labeling.refit.head import Array, fit_head, hessian, losses, probabilities
 from alignment.labeling.refit.table import Refit, VoteTable
 
+SCALE_PENALTY = 1e-3
+"""Of the squared scale; it keeps that of separated votes finite."""
 TOP_SHARE = 0.1
 """Share of the answers, by score, that are the top ones."""
 
@@ -21,7 +23,8 @@ class LabelerInfluence:
     """What the refitted head is without a labeler's ratings.
 
     Changes are without them less with them, so a positive change of the log-loss means that the ratings help. They are
-    on the held-out votes of the other labelers, whose votes count in both. None: there are no such votes.
+    on the held-out votes of the other labelers, whose votes count in both. None: there are no such votes. The log-loss
+    is of scores at their best scale, since how sure a head is depends on the penalty more than on a labeler.
     """
 
     labeler: str
@@ -38,7 +41,7 @@ class LabelerInfluence:
 
 @dataclass(frozen=True)
 class ItemInfluence:
-    """As `LabelerInfluence.log_loss`, for the votes on one item, on all held-out votes."""
+    """As `LabelerInfluence.log_loss`, for the votes on one item, on all held-out votes at the scale best for all."""
 
     item: int
     log_loss: float
@@ -70,9 +73,9 @@ def labeler_influence(fitted: Refit, labeler: str, answers: Array | None = None)
 def _without(fitted: Refit, index: int, answers: Array) -> LabelerInfluence:
     table, others = fitted.table, fitted.table.labeler != index
     head = fitted.without(others)
-    before, after = table.x @ fitted.head, table.x @ head
+    before, after = (at_best_scale(table, table.x @ each, others) for each in (fitted.head, head))
     held_out = table.held_out
-    turned = np.sign(before[held_out]) != np.sign(after[held_out])
+    turned = np.sign(table.x[held_out] @ fitted.head) != np.sign(table.x[held_out] @ head)
     first, second = answers @ fitted.head, answers @ head
     return LabelerInfluence(
         labeler=table.labelers[index],
@@ -83,6 +86,14 @@ def _without(fitted: Refit, index: int, answers: Array) -> LabelerInfluence:
         top_kept=top_kept(first, second),
         rank_correlation=spearman(first, second),
     )
+
+
+def at_best_scale(table: VoteTable, logits: Array, counting: NDArray[np.bool_]) -> Array:
+    """Logits of the pairs, (P,), times the number from 0 on at which the held-out votes that count fit them best."""
+    target, weight = table.pooled(counting)
+    judging = table.held_out & (weight > 0)
+    scale = fit_head(logits[judging, None], target[judging], weight[judging], SCALE_PENALTY)
+    return np.asarray(logits * max(0.0, float(scale[0])))
 
 
 def _change(
@@ -126,7 +137,10 @@ def item_influences(fitted: Refit) -> list[ItemInfluence]:
         by_item.setdefault(int(table.items[place]), []).append(place)
     steps = np.stack([_step(table.x[each], inverse, p[each], target[each], weight[each]) for each in by_item.values()])
     held_out = table.held_out & (weight > 0)
-    x, votes, share = table.x[held_out], target[held_out, None], weight[held_out] / weight[held_out].sum()
+    logits = table.x @ fitted.head
+    scaled = at_best_scale(table, logits, np.ones(len(table.pair), bool))
+    scale = float(scaled @ logits / max(float(logits @ logits), 1e-12))
+    x, votes, share = scale * table.x[held_out], target[held_out, None], weight[held_out] / weight[held_out].sum()
     with_all = share @ losses(x @ fitted.head[:, None], votes)
     changes = np.concatenate(
         [share @ losses(x @ (fitted.head[:, None] + part.T), votes) - with_all for part in _blocks(steps)]

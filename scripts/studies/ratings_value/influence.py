@@ -9,13 +9,15 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from help_desk.rating import item_gold
 
 from alignment.intervals import spearman
-from alignment.ratings import RatingsStore
+from alignment.ratings import Item, RatingsStore
 
 Row = dict[str, Any]
 Scores = Mapping[str, float]
-FEATURES = {"reward": "the reward model that learned from everybody", "start": "the SFT model that it started from"}
+Votes = Mapping[str, list[tuple[str, float]]]
+"""Labeler and target of each vote, by the key of its pair."""
 
 
 def pair_key(question: str, first: str, second: str) -> str:
@@ -23,7 +25,7 @@ def pair_key(question: str, first: str, second: str) -> str:
     return hashlib.sha256("\0".join((question, first, second)).encode()).hexdigest()[:16]
 
 
-def votes_of(db: str) -> dict[str, list[tuple[str, float]]]:
+def votes_of(db: str) -> Votes:
     """Labeler and target of each vote, by the key of its pair."""
     with RatingsStore(db) as store:
         items = {item.id: item for item in store.items()}
@@ -37,74 +39,104 @@ def votes_of(db: str) -> dict[str, list[tuple[str, float]]]:
     return found
 
 
-def held_out_figures(
-    scores: Scores, votes: Mapping[str, list[tuple[str, float]]], left_out: str
-) -> tuple[float, float]:
-    """Log-loss and accuracy (of decided votes) on the held-out votes of everybody but one."""
-    losses, right = [], []
-    for key, score in scores.items():
-        for labeler, target in votes[key]:
-            if labeler != left_out:
-                losses.append(float(np.logaddexp(0, score) - target * score))
-                if target != 0.5:
-                    right.append(float((score > 0) == (target == 1.0)))
-    return fmean(losses), fmean(right)
+def gold_of(db: str) -> dict[str, float]:
+    """The first answer's gold score less the second's, by the key of the pair."""
+    with RatingsStore(db) as store:
+        items = store.items()
+    gold = {key_of(item): item_gold(item) for item in items}
+    return {key: first - second for key, (first, second) in gold.items()}
 
 
-def exact(
-    rows: Sequence[Row], votes: Mapping[str, list[tuple[str, float]]]
-) -> dict[str, dict[int, tuple[float, float]]]:
-    """Change of log-loss and accuracy by labeler and seed: retrained without them, less trained on all."""
+def key_of(item: Item) -> str:
+    return pair_key(item.prompt[-1]["content"], item.completions[0].text, item.completions[1].text)
+
+
+def figures(scores: Scores, votes: Votes, gold: Scores, left_out: str) -> dict[str, float]:
+    """Figures on the held-out votes of everybody but one, of which less is better: `FIGURES`."""
+    cast = [(scores[key], target) for key in scores for labeler, target in votes[key] if labeler != left_out]
+    score, target = (np.array(column) for column in zip(*cast, strict=True))
+    decided = target != 0.5
+    scales = np.geomspace(0.01, 10, 200)[:, None]
+    return {
+        "log-loss": float(_losses(score, target).mean()),
+        "log-loss at the best scale": float(_losses(score * scales, target).mean(1).min()),
+        "error, percent": 100 * float(((score > 0) != (target == 1.0))[decided].mean()),
+        "1 - correlation with the gold score": 1
+        - float(np.corrcoef([scores[key] for key in scores], [gold[key] for key in scores])[0, 1]),
+    }
+
+
+FIGURES = ("log-loss at the best scale", "log-loss", "error, percent", "1 - correlation with the gold score")
+
+
+def _losses(score: Any, target: Any) -> Any:
+    return np.logaddexp(0, score) - target * score
+
+
+def changes(after: Scores, before: Scores, votes: Votes, gold: Scores, left_out: str) -> dict[str, float]:
+    """Each figure without a labeler less with them, on the pairs that somebody else voted on."""
+    common = [key for key in after if key in before and any(name != left_out for name, _ in votes[key])]
+    ours, theirs = (figures({key: each[key] for key in common}, votes, gold, left_out) for each in (after, before))
+    return {name: ours[name] - theirs[name] for name in FIGURES}
+
+
+def exact(rows: Sequence[Row], votes: Votes, gold: Scores) -> dict[str, dict[int, dict[str, float]]]:
+    """Changes by labeler and seed: retrained without them, less trained on all. Only labelers with every seed."""
     full = {row["seed"]: row["scores"] for row in rows if row["step"].startswith("full-")}
-    found: dict[str, dict[int, tuple[float, float]]] = {}
+    found: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
         if row.get("left_out") and row["seed"] in full:
-            name, seed = row["left_out"], row["seed"]
-            common = row["scores"].keys() & full[seed].keys()
-            after = held_out_figures({key: row["scores"][key] for key in common}, votes, name)
-            before = held_out_figures({key: full[seed][key] for key in common}, votes, name)
-            found.setdefault(name, {})[seed] = (after[0] - before[0], after[1] - before[1])
+            change = changes(row["scores"], full[row["seed"]], votes, gold, row["left_out"])
+            found.setdefault(row["left_out"], {})[row["seed"]] = change
     seeds = max((len(each) for each in found.values()), default=0)
     return {name: each for name, each in found.items() if len(each) == seeds}
 
 
-def foretold(db: str, rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float, float]]]]:
-    """By features and labeler, for each seed's model: change of log-loss, of accuracy, and share of turned pairs."""
-    from alignment.labeling.refit.influence import labeler_influences
+def foretold(db: str, model: str, trained: bool, votes: Votes, gold: Scores) -> dict[str, dict[str, float]]:
+    """The same changes by labeler, of the refitted last layer."""
     from alignment.labeling.refit.table import load_refit
 
-    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
-    for kind in FEATURES:
-        models = [row["model"] for row in rows if row["step"].startswith("full-")] if kind == "reward" else []
-        for model in models or ["help-desk-sft"]:
-            for each in labeler_influences(load_refit(db, model, trained=kind == "reward")):
-                assert each.log_loss and each.accuracy
-                change = (each.log_loss["value"], each.accuracy["value"], each.turned)
-                found.setdefault(kind, {}).setdefault(each.labeler, []).append(change)
-    return found
+    fitted = load_refit(db, model, trained=trained)
+    table = fitted.table
+    with RatingsStore(db) as store:
+        keys = {item.id: key_of(item) for item in store.items()}
+    held_out = {keys[int(table.items[place])]: place for place in np.flatnonzero(table.held_out).tolist()}
+
+    def scores(head: Any) -> dict[str, float]:
+        logits = table.x @ head
+        return {key: float(logits[place]) for key, place in held_out.items()}
+
+    return {
+        name: changes(scores(fitted.without(table.labeler != index)), scores(fitted.head), votes, gold, name)
+        for index, name in enumerate(table.labelers)
+    }
 
 
 def compare(db: str, rows: Sequence[Row]) -> Row:
     """Both, with rank correlations over labelers."""
-    votes = votes_of(db)
-    true, told = exact(rows, votes), foretold(db, rows)
-    names = sorted(true, key=lambda name: -fmean(change[0] for change in true[name].values()))
+    votes, gold = votes_of(db), gold_of(db)
+    true = exact(rows, votes, gold)
+    models = {row["seed"]: row["model"] for row in rows if row["step"].startswith("full-")}
+    told = {"reward": [foretold(db, model, True, votes, gold) for model in models.values()]}
+    told["start"] = [foretold(db, "help-desk-sft", False, votes, gold)]
+    names = sorted(true, key=lambda name: -fmean(each[FIGURES[0]] for each in true[name].values()))
     counts = {name: sum(labeler == name for each in votes.values() for labeler, _ in each) for name in names}
-    table = []
-    for name in names:
-        row: Row = {"labeler": name, "ratings": counts[name], "exact": [list(each) for each in true[name].values()]}
-        for kind in FEATURES:
-            row[kind] = [fmean(each[place] for each in told[kind][name]) for place in range(3)]
-        table.append(row)
-    result: Row = {"labelers": table, "seeds": len(next(iter(true.values()))), "correlations": {}}
-    for place, figure in enumerate(("log_loss", "accuracy")):
-        mean = np.array([fmean(each[place] for each in row["exact"]) for row in table])
-        for kind in FEATURES:
-            ours = np.array([row[kind][place] for row in table])
-            result["correlations"][f"{kind} {figure}"] = spearman(ours, mean)
-        by_seed = [np.array([row["exact"][seed][place] for row in table]) for seed in range(result["seeds"])]
-        between = [spearman(first, second) for first, second in pairwise(by_seed)]
-        result["correlations"][f"seeds {figure}"] = fmean(between) if between else None
+    seeds = sorted(next(iter(true.values())))
+    result: Row = {"seeds": len(seeds), "labelers": names, "ratings": counts, "figures": {}}
+    for figure in FIGURES:
+        by_seed = [[true[name][seed][figure] for name in names] for seed in seeds]
+        mean = np.mean(by_seed, axis=0)
+        ours = {
+            kind: np.mean([[each[n][figure] for n in names] for each in found], axis=0) for kind, found in told.items()
+        }
+        between = [spearman(np.array(first), np.array(second)) for first, second in pairwise(by_seed)]
+        result["figures"][figure] = {
+            "by_seed": by_seed,
+            "exact": mean.tolist(),
+            **{kind: values.tolist() for kind, values in ours.items()},
+            "correlation": {kind: spearman(values, mean) for kind, values in ours.items()}
+            | {"seeds": fmean(between) if between else None},
+        }
     return result
 
 
@@ -114,9 +146,13 @@ HEAD = """# Whose ratings made a model so: a refit against exact retraining
 
 `alignment rate influence` refits a model's last layer without each labeler; here the demo's reward model is retrained
 without each, by `python -m reward` with the demo's recipe. Changes are without the labeler less with them, on the
-held-out votes of the others: above 0 means that the log-loss gets worse, so that the ratings help. *Exact* is the mean
-over training seeds, with each seed behind it; *refit* is on the hidden states of the reward model that learned from
-everybody, *refit, start* on those of the SFT model that it started from. All labelers are SIMULATED.
+held-out votes of the others: above 0 means that the model gets worse, so that the ratings help. *Exact* is the mean
+over training seeds, with each seed behind it; *refit* is on the hidden states of the reward models that learned from
+everybody, *refit, start* on those of the SFT model that they started from. *At the best scale* multiplies all scores by
+the number that fits those votes best. All labelers are SIMULATED.
+
+The plain log-loss was the figure at first. After seed 0 it was seen to follow how sure the models are rather than what
+they know, and `influence` was changed to the best scale; seed 1 was trained after that.
 """
 CASTS = {
     "demo": "The demo's six labelers, one who picks at random and one who prefers the worse answer; three votes a pair",
@@ -130,29 +166,24 @@ def page(found: Mapping[str, Row]) -> str:
     lines = [HEAD]
     for cast, result in found.items():
         seeds = result["seeds"]
-        lines.append(f"## {CASTS[cast]}\n")
-        lines.append(f"{seeds} training seed{'s' * (seeds != 1)}.\n")
-        for place, title in enumerate(("log-loss", "accuracy, points")):
-            lines += _table(result["labelers"], place, title)
         lines += [
-            "Rank correlation over the labelers:\n",
-            "| of exact retraining with | log-loss | accuracy |",
-            "|---|---|---|",
+            f"## {CASTS[cast]}\n",
+            f"{seeds} training seed{'s' * (seeds != 1)}. Rank correlation over the labelers:\n",
         ]
-        for kind, said in (("reward", "refit"), ("start", "refit, start"), ("seeds", "another seed of itself")):
-            values = [result["correlations"][f"{kind} {figure}"] for figure in ("log_loss", "accuracy")]
-            lines.append(f"| {said} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")
+        lines += ["| change of | refit | refit, start | exact, another seed |", "|---|---|---|---|"]
+        for figure in FIGURES:
+            values = [result["figures"][figure]["correlation"][kind] for kind in ("reward", "start", "seeds")]
+            lines.append(f"| {figure} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")
+        for figure in FIGURES:
+            lines += ["", f"Change of {figure}:\n", "| labeler | ratings | exact | by seed | refit | refit, start |"]
+            lines.append("|---|---|---|---|---|---|")
+            part = result["figures"][figure]
+            form = "+.1f" if "percent" in figure else "+.4f"
+            for place, name in enumerate(result["labelers"]):
+                seeds_of = ", ".join(f"{each[place]:{form}}" for each in part["by_seed"])
+                cells = [f"{part[kind][place]:{form}}" for kind in ("exact", "reward", "start")]
+                cells.insert(1, seeds_of)
+                short = name.removeprefix("simulated-")
+                lines.append(f"| {short} | {result['ratings'][name]} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _table(labelers: Sequence[Row], place: int, title: str) -> list[str]:
-    scale, form = (1, "+.4f") if place == 0 else (100, "+.1f")
-    lines = [f"Change of held-out {title}:\n", "| labeler | ratings | exact | by seed | refit | refit, start |"]
-    lines.append("|---|---|---|---|---|---|")
-    for row in labelers:
-        seeds = [each[place] * scale for each in row["exact"]]
-        cells = [f"{fmean(seeds):{form}}", ", ".join(f"{value:{form}}" for value in seeds)]
-        cells += [f"{row[kind][place] * scale:{form}}" for kind in FEATURES]
-        lines.append(f"| {row['labeler'].removeprefix('simulated-')} | {row['ratings']} | {' | '.join(cells)} |")
-    return [*lines, ""]

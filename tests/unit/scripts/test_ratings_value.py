@@ -41,6 +41,8 @@ def test_exact_changes_are_on_the_votes_of_the_others():
         {"step": "full-0", "seed": 0, "left_out": None, "scores": {"p": 0.0, "q": 1.0}},
         {"step": "ann-0", "seed": 0, "left_out": "ann", "scores": {"p": math.log(3), "q": 1.0}},
     ]
+    found = influence.exact(rows, votes, {"p": 1.0, "q": -1.0})["ann"][0]
     # Of bob: the loss of p falls from ln 2 to ln 4/3; q, his tie, stays. An equal score is no right choice.
-    change = (math.log(4 / 3) - math.log(2)) / 2
-    assert influence.exact(rows, votes) == {"ann": {0: (pytest.approx(change), 1.0)}}
+    assert found["log-loss"] == pytest.approx((math.log(4 / 3) - math.log(2)) / 2)
+    assert found["error, percent"] == -100
+    assert found["1 - correlation with the gold score"] == pytest.approx(-2)  # from -1 to 1
