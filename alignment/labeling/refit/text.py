@@ -39,7 +39,7 @@ def show_influence(found: Found, console: Console, called: str = "alignment rate
     console.print(
         Text(
             "The last layer refitted without each labeler. log-loss: change on the held-out votes of the others, with "
-            "scores at their best scale; above 0 their ratings help. points: change of accuracy. turned: held-out pairs "
+            "scores at their best scale; above 0 they help. points: change of accuracy. turned: held-out pairs "
             f"whose order turns. top: how many of the top tenth of {ranked['answers']} answers "
             f"({one_line(ranked['source'])}) stay there.",
             style="dim",
