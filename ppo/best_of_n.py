@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from alignment.evaluation.best_of_n import MOST, best_of_n_table
 from ppo.config import PPOStageConfig
 
 SHARE = 0.05
-"""Of the run's episodes that the draws may cost where `training.best_of_n` does not say how many."""
+"""Of the run's episodes that the draws may cost, where its evaluations cost less."""
 
 
 class StartDraws(NamedTuple):
@@ -22,15 +23,14 @@ class StartDraws(NamedTuple):
 
 
 def number_of_draws(config: PPOStageConfig, num_prompts: int) -> int:
-    """Answers to each held-out prompt; below 2 there is no line.
-
-    By default the largest power of two whose draws cost at most a twentieth of the run's episodes, and at most 64.
-    """
-    asked = config.training.best_of_n
-    if asked is not None or not num_prompts:
-        return asked or 0
-    affordable = int(SHARE * config.training.max_steps * config.rollout.batch_size / num_prompts)
-    return min(MOST, 2 ** (affordable.bit_length() - 1)) if affordable > 1 else 0
+    """Answers to each held-out prompt, 0 without any: the largest power of two, at most 64, whose draws cost no more
+    than the evaluations of the run, or than a twentieth of its episodes."""
+    if not num_prompts:
+        return 0
+    steps, every = config.training.max_steps, config.training.eval_steps
+    evaluations = 1 + (math.ceil(steps / every) if every else 1)
+    affordable = max(evaluations, int(SHARE * steps * config.rollout.batch_size / num_prompts))
+    return min(MOST, 2 ** (affordable.bit_length() - 1))
 
 
 def table(draws: StartDraws, groups: Sequence[Hashable]) -> list[dict[str, Any]]:

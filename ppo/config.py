@@ -71,15 +71,12 @@ class RewardSource(Section):
     function: str | None = None
     """`module:function`, called as `function(prompts, responses, **columns) -> list[float]`."""
     url: str | None = None
-    """Gets `{"prompts": [...], "responses": [...], **columns}` by POST, answers `{"scores": [...]}`."""
+    """Gets `{"prompts": [...], "responses": [...], **columns}` by POST, answers `{"scores": [...]}`. The service of
+    `alignment score --serve` asks for the token ids too, and for its key."""
     weight: float = 1.0
     """Weight of this reward in the sum."""
     timeout: Positive | None = None
     """Seconds that one request may take; 30 by default. Only with `url`."""
-    send_tokens: bool = False
-    """Send the token ids too, as `alignment score --serve` reads them: the scores are then those of the same model as
-    `model.reward`, to the last bit. Its key is sent too, from the environment variable ALIGNMENT_SCORE_TOKEN. Only with
-    `url`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -89,8 +86,6 @@ class RewardSource(Section):
             raise ValueError(f"function={self.function!r} is not of the form module:function")
         if self.function is not None and self.timeout is not None:
             raise ValueError("timeout is only for `url`; take it out")
-        if self.function is not None and self.send_tokens:
-            raise ValueError("send_tokens is only for `url`; take it out")
         return self
 
 
@@ -301,10 +296,6 @@ class TrainingConfig(Section):
     """Evaluate and publish a moving average of the policy, by this decay at each optimizer step."""
     eval_steps: Annotated[int, Field(ge=0)] = 0
     """Iterations between two evaluations on held-out prompts; 0 evaluates only before the first and after the last."""
-    best_of_n: Annotated[int, Field(ge=0, le=64)] | None = None
-    """Answers to each held-out prompt that are drawn once, before the first iteration: their best by the reward is the
-    line that PPO has to beat (`eval/best_of_n_score`). 0: none. None: as many as cost at most 5% of the run's
-    episodes."""
     load_best_model_at_end: bool = True
     """Publish the policy of the best evaluation, not the last."""
     max_kl: Positive | None = None

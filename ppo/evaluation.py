@@ -225,7 +225,7 @@ class Evaluation:
         """Further answers of the policy as it starts, one round after the other, so that none is larger than an
         evaluation; and the line that they give."""
         count = best_of_n.number_of_draws(self.config, len(self.prompts))
-        if count < 2:
+        if not count:
             return
         rounds = [(start.raw_scores, start.ended, start.scores, start.held_out_scores)]
         for repeat in range(1, count):

@@ -24,6 +24,7 @@ REMOVED_KEYS = {
     "rewards.missing_eos_score": "set rewards.missing_eos_penalty, which is taken off the score (null: none)",
     "rewards.model_weight": "it is 1; divide the weights in rewards.others by what it was",
     "rewards.others.max_retries": "a request is tried three more times; raise timeout",
+    "rewards.others.send_tokens": "a service that reads token ids asks for them; take it out",
     "rewards.overlong_buffer": _LENGTH,
     "rewards.overlong_penalty": _LENGTH,
     "rollout.allow_filtered": _UNFILTERED,
@@ -33,5 +34,6 @@ REMOVED_KEYS = {
     "rollout.vllm.enable_sleep_mode": "a colocated vLLM on a GPU always gives its memory back in training; take it out",
     "rollout.vllm.group_port": "a free port of the main process is taken; take it out",
     "rollout.vllm.mode": "a server is used where rollout.vllm.server_base_url is set; take it out",
+    "training.best_of_n": "it follows from the run's size; take it out (alignment compare has sides with best_of=16)",
     "training.weight_decay": "the KL holds the policy, not a decay of its weights; take it out",
 }

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,8 @@ MAX_ANSWER = 2**24
 """Bytes; an endless answer would fill the memory."""
 KEY_VARIABLE = "ALIGNMENT_SCORE_TOKEN"
 """Environment variable with the key of `alignment score --serve`."""
+OFFERS, WANTS = "Alignment-Offers", "Alignment-Wants"
+"""Headers: what a request could bring (`tokens`), and what the service that refuses it wants (`key`, `tokens`)."""
 SHOWN = 200
 """Characters of an answer that an error shows."""
 
@@ -51,8 +53,8 @@ class HTTPReward:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         assert entry.url is not None
-        self._tokenizer = tokenizer if entry.send_tokens else None
-        self._headers = {"Content-Type": "application/json"} | (_authorization() if entry.send_tokens else {})
+        self._tokenizer, self._authorization = tokenizer, _authorization()
+        self._wanted: set[str] = set()
         parts = _parts_of(entry.url)
         self.url, self.weight, self._columns, self._sleep = entry.url, entry.weight, columns, sleep
         host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
@@ -65,15 +67,14 @@ class HTTPReward:
     def score(
         self, prompts: Sequence[Prompt], responses: Sequence[str], tokens: Sequence[TokenIds] = ()
     ) -> list[float]:
+        """Scores by the service, which is given the token ids and the key only if it asks for them: what it is not
+        sent, no service can keep."""
         body: dict[str, Any] = {"prompts": [prompt_of(p) for p in prompts], "responses": list(responses)}
-        if self._tokenizer is not None and tokens:
-            body["tokens"] = {
-                "mark": token_mark(self._tokenizer),
-                "vocabulary": vocabulary_of(self._tokenizer),
-                "prompts": [ids.prompt for ids in tokens],
-                "responses": [ids.response for ids in tokens],
-            }
-        answer = self._ask(json.dumps(body | columns_of(prompts, self._columns), default=str).encode())
+        body |= columns_of(prompts, self._columns)
+        answer = None
+        while answer is None:
+            more = {"tokens": self._tokens(tokens)} if self._offered(tokens) and "tokens" in self._wanted else {}
+            answer = self._ask(json.dumps(body | more, default=str).encode(), self._headers(tokens))
         try:
             given = json.loads(answer)
         except (ValueError, RecursionError):  # 100,000 brackets, or a number of 5,000 digits
@@ -87,14 +88,41 @@ class HTTPReward:
             raise RewardError(f"{self.label} must answer numbers, and answered {_start_of(answer)!r}")
         return checked(given["scores"], len(responses), self.label)
 
-    def _ask(self, body: bytes) -> bytes:
-        """The body of the answer, after as many tries as it takes."""
+    def _offered(self, tokens: Sequence[TokenIds]) -> bool:
+        return self._tokenizer is not None and bool(tokens)
+
+    def _headers(self, tokens: Sequence[TokenIds]) -> dict[str, str]:
+        offers = {OFFERS: "tokens"} if self._offered(tokens) else {}
+        return {"Content-Type": "application/json"} | offers | (self._authorization if "key" in self._wanted else {})
+
+    def _tokens(self, tokens: Sequence[TokenIds]) -> dict[str, Any]:
+        assert self._tokenizer is not None
+        return {
+            "mark": token_mark(self._tokenizer),
+            "vocabulary": vocabulary_of(self._tokenizer),
+            "prompts": [ids.prompt for ids in tokens],
+            "responses": [ids.response for ids in tokens],
+        }
+
+    def _learns(self, error: urllib.error.HTTPError, headers: Mapping[str, str]) -> bool:
+        """Whether a refusal asks for what this has and was not asked for before."""
+        wants = error.headers.get(WANTS, "")
+        has = (wants == "tokens" and OFFERS in headers) or (wants == "key" and bool(self._authorization))
+        if not has or wants in self._wanted:
+            return False
+        self._wanted.add(wants)
+        return True
+
+    def _ask(self, body: bytes, headers: Mapping[str, str]) -> bytes | None:
+        """The body of the answer, after as many tries as it takes; None if the service wants more than it was sent."""
         started = time.monotonic()
         for attempt in range(self.max_retries + 1):
             deadline = time.monotonic() + self.timeout
             try:
-                return within(self.timeout, functools.partial(self._post, body, deadline))
+                return within(self.timeout, functools.partial(self._post, body, headers, deadline))
             except urllib.error.HTTPError as error:
+                if self._learns(error, headers):
+                    return None
                 reason, again = self._refusal(error, deadline), error.code in RETRIED
             except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, too late, cut off
                 reason, again = str(getattr(error, "reason", error)) or type(error).__name__, True
@@ -108,10 +136,10 @@ class HTTPReward:
             self._sleep(2.0**attempt)
         raise AssertionError
 
-    def _post(self, body: bytes, deadline: float) -> bytes:
+    def _post(self, body: bytes, headers: Mapping[str, str], deadline: float) -> bytes:
         """The body of one answer."""
         request = urllib.request.Request(  # noqa: S310 - http or https, see _parts_of
-            self.url, body, self._headers, method="POST"
+            self.url, body, dict(headers), method="POST"
         )
         answer = bytearray()
         with urllib.request.build_opener(_NoRedirects).open(request, timeout=self.timeout) as response:

@@ -37,6 +37,7 @@ from ppo.config import ModelsConfig
 from ppo.loading import text_scorer, token_limit, token_scorer
 from ppo.models import NO_GRADIENT, RewardModel, pack_if_possible
 from ppo.options import combination
+from ppo.reward_services import OFFERS, WANTS
 from ppo.sequences import Row
 
 MAX_BODY = 2**28
@@ -244,8 +245,9 @@ def make_app(service: ScoringService, token: str | None = None, hosts: Sequence[
     async def score(request: Request) -> JSONResponse:
         nonlocal waiting
         if not may(request):
-            needed = "a key is needed: Authorization: Bearer KEY; a run with send_tokens sends ALIGNMENT_SCORE_TOKEN"
-            return JSONResponse({"error": needed}, 401)
+            await _drop(request)
+            needed = "a key is needed: Authorization: Bearer KEY; a run sends that of its ALIGNMENT_SCORE_TOKEN"
+            return JSONResponse({"error": needed}, 401, {WANTS: "key", "WWW-Authenticate": "Bearer"})
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return JSONResponse({"error": "expected Content-Type: application/json"}, 415)
         if waiting >= MOST_WAITING:
@@ -253,6 +255,8 @@ def make_app(service: ScoringService, token: str | None = None, hosts: Sequence[
         waiting += 1
         try:
             asked = await run_in_threadpool(parse, await _body(request))
+            if asked.rows is None and service.by_tokens is not None and request.headers.get(OFFERS) == "tokens":
+                return JSONResponse({"error": "send the tokens that you have"}, 428, {WANTS: "tokens"})
             async with turn:
                 scores = await run_in_threadpool(service.score, asked)
         except BadRequest as error:
@@ -266,6 +270,15 @@ def make_app(service: ScoringService, token: str | None = None, hosts: Sequence[
     routes = [Route("/health", health), Route("/score", score, methods=["POST"])]
     hosts_only = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return Starlette(routes=routes, middleware=[hosts_only])
+
+
+async def _drop(request: Any) -> None:
+    """Read what a refused request brings: a connection that is closed while it sends would look broken to it."""
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY:
+            return
 
 
 async def _body(request: Any) -> bytes:
@@ -297,8 +310,7 @@ def serve(
     if host not in LOCAL and token is None:
         raise UserError(
             f"--host {host}: anybody who reaches this machine could use the service; set the environment variable "
-            "ALIGNMENT_SCORE_TOKEN to a long random text, here and where the run is, and write send_tokens: true "
-            "beside the run's url"
+            "ALIGNMENT_SCORE_TOKEN to a long random text, here and where the run is"
         )
     listener = _listen(host, port)
     with listener:
@@ -312,7 +324,7 @@ def serve(
         url = f"http://{shown}:{listener.getsockname()[1]}/score"
         layout = "by text" if service.by_tokens is None else "packed" if service.by_tokens.packed else "padded"
         print(f"Scores by {service.source.label} ({layout}): {url} (Ctrl-C ends it)", file=sys.stderr)
-        print(f"In a run: rewards.others='[{{url: \"{url}\", send_tokens: true}}]'", file=sys.stderr, flush=True)
+        print(f"In a run: rewards.others='[{{url: \"{url}\"}}]'", file=sys.stderr, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
 

@@ -20,9 +20,12 @@ from alignment.data.reading import Records, check_bad, train_and_eval
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
-from alignment.ratings import Rating, RatingsStore, is_ratings_file
+from alignment.ratings import Item, Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
 from alignment.ratings.preferred import nothing_rated
+from alignment.ratings.records import NO_VOTES, SCORES
+from alignment.ratings.refereeing import verdicts_of
+from alignment.ratings.rewrites import rewrites_of
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
@@ -59,7 +62,9 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
-    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler.
+    ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. A completion that was
+    rewritten yields one more comparison: the rewritten text is better. On an item that a referee has decided, the
+    verdict stands in the place of each vote, so that the item weighs what it weighed.
 
     Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
     who count, None: all.
@@ -68,27 +73,57 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         ratings: dict[int, list[Rating]] = {}
         # Names stay in the ratings file, where `alignment rate forget` removes them, and out of reports and journals.
         hashed = cache(store.people.labeler_hash)
-        for rating in store.ratings(for_training=True):
-            labeler = hashed(rating.labeler)
-            if labelers is None or labeler in labelers:
-                ratings.setdefault(rating.item, []).append(replace(rating, labeler=labeler))
+        found = [replace(rating, labeler=hashed(rating.labeler)) for rating in store.ratings()]
         items = store.items()
+    if labelers is not None:
+        found = [rating for rating in found if rating.labeler in labelers]
+    verdicts = verdicts_of(found)
+    for rating in found:
+        if rating.why not in NO_VOTES:
+            ratings.setdefault(rating.item, []).append(rating)
     for item in items:
-        item_ratings, where = ratings.get(item.id, []), f"{path}:item {item.id}"
+        item_ratings, verdict, where = ratings.get(item.id, []), verdicts.get(item.id), f"{path}:item {item.id}"
         prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in item.prompt)
         texts = [completion.text for completion in item.completions]
+        for new in rewrites_of(item, item_ratings if verdict is None else [*item_ratings, verdict]):
+            votes = tuple(Vote("first", None, labeler) for labeler in new.labelers)
+            yield where, Comparison(prompt, new.text, texts[new.completion], votes)
         if item.kind == "single":
-            for rating in item_ratings:
-                assert rating.score is not None
-                value = rating.score if rating.given is None else rating.given
-                yield where, CompletionRating(prompt, texts[0], float(value), rating.labeler)
+            limits = _scale(item, item_ratings)
+            scores = [
+                CompletionRating(prompt, texts[0], _score(rating, limits), rating.labeler) for rating in item_ratings
+            ]
+            if verdict is not None:
+                decided = CompletionRating(prompt, texts[0], _score(verdict, limits), verdict.labeler)
+                scores = [replace(decided, overrules=score) for score in scores] or [decided]
+            yield from ((where, score) for score in scores)
             continue
         for i, j in itertools.combinations(range(len(texts)), 2):
             votes = tuple(_vote(rating, i, j) for rating in item_ratings)
+            if verdict is not None:
+                ruling = _vote(verdict, i, j)
+                votes = tuple(replace(ruling, overrules=vote) for vote in votes) or (ruling,)
             if texts[i] == texts[j] and votes:
                 yield where, PassedOver(f"both completions of a rated {item.kind} are the same")
             elif votes:
                 yield where, Comparison(prompt, texts[i], texts[j], votes, len(texts))
+
+
+def _scale(item: Item, ratings: Sequence[Rating]) -> tuple[float, float]:
+    """The worst and the best score of an item: those of its source if that rated it, else 1 and 7."""
+    scale = item.metadata.get("scale")
+    if any(rating.given is not None for rating in ratings) and isinstance(scale, list) and len(scale) == 2:
+        return float(scale[0]), float(scale[1])
+    return float(SCORES[0]), float(SCORES[-1])
+
+
+def _score(rating: Rating, scale: tuple[float, float]) -> float:
+    """A labeler's score on the item's scale, on which a score from 1 to 7 has its place."""
+    assert rating.score is not None
+    if rating.given is not None:
+        return float(rating.given)
+    low, high = scale
+    return low + (rating.score - SCORES[0]) * (high - low) / (SCORES[-1] - SCORES[0])
 
 
 def _vote(rating: Rating, first: int, second: int) -> Vote:
@@ -146,7 +181,8 @@ def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
 
 
 def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, float]:
-    """The weight of each labeler's votes, from agreement on completions that several labelers judged.
+    """The weight of each labeler's votes, from agreement on completions that several labelers judged; verdicts of
+    referees do not change what the labelers said.
 
     Args:
         where: names the data in errors.
@@ -154,7 +190,8 @@ def labeler_weights(judgements: Sequence[Judgement], where: str) -> dict[str, fl
     Raises:
         DataError: no pair was judged by two named labelers.
     """
-    ballots = [{vote.labeler: vote.choice for vote in row.votes if vote.labeler} for row in comparisons(judgements)]
+    said = [row.overrules or row if isinstance(row, CompletionRating) else row for row in judgements]
+    ballots = [{vote.labeler: vote.choice for vote in row.cast if vote.labeler} for row in comparisons(said)]
     if not any(len(ballot) > 1 for ballot in ballots):
         raise DataError(
             f"{where}: reward.use_reliability weights labelers by their agreement, and no pair here was judged by two "

@@ -42,6 +42,9 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 256,
     db: DbOption = None,
     labeler: Annotated[str | None, typer.Option("--labeler", help="Who chooses [default: the login name].")] = None,
+    new_labeler: Annotated[
+        bool, typer.Option("--new-labeler", help="The name is somebody new's, though it is near a known one.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="By lines, as it is without a terminal.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1)] = 0,
     registry: Annotated[
@@ -56,6 +59,8 @@ def chat(
         raise UserError("--db keeps choices between two models: name a second one, or leave --db out")
     if labeler is not None and db is None:
         raise UserError("--labeler names who chooses, and nothing is kept without --db FILE")
+    if new_labeler and labeler is None:
+        raise UserError("--new-labeler goes with --labeler NAME")
     by_lines = plain or not (sys.stdin.isatty() and sys.stdout.isatty())
     if not by_lines:
         require_extra("rating", "textual", purpose="the chat screen (--plain chats by lines)")
@@ -72,6 +77,8 @@ def chat(
     dialogue = Dialogue(speakers, ChatSettings(temperature, max_new_tokens, seed), system)
     with ExitStack() as stack:
         store = None if db is None else stack.enter_context(RatingsStore(db, create=True))
+        if store is not None and labeler is not None and not new_labeler:
+            store.people.check_new(name, "add --new-labeler")
         if by_lines:
             talk(dialogue, store, name)
             return

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignment.cli.recorded import keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -123,7 +124,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
     from alignment.evaluation.comparison import judge_all, write_result
     from alignment.evaluation.mirroring import mirror_result
     from alignment.evaluation.page import write_page
-    from alignment.evaluation.recording import record
+    from alignment.evaluation.recording import comparison_records
     from alignment.registry import Registry
 
     registry = Registry(args.registry)
@@ -133,11 +134,7 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], list[BoutJudge]]
         return None
     result = judge_all(comparison, judges, registry, folder)
     write_result(folder, result)
-    recorded: list[str] = []
-    try:
-        recorded = [] if args.no_record else record(registry, result)
-    except UserError as error:  # the result stands in its folder all the same
-        print(f"not in the registry: {one_line(str(error))}", file=sys.stderr)
+    recorded = [] if args.no_record else keep(registry, comparison_records(registry, result))
     page = write_page(folder, result, comparison.contest)
     if args.wandb:
         mirror_result(folder, result, comparison.contest, page, text=args.wandb_text)
@@ -220,8 +217,7 @@ def _show(args: argparse.Namespace, result: dict[str, Any], judges: Sequence[Bou
         print(f"{counts.rated} of {counts.items} pairs are rated ({counts.votes} votes)", file=sys.stderr)
         if counts.rated < counts.items:
             print(clean(f"rate: {rating_command(args.db)}; then give this command again"), file=sys.stderr)
-    for ref in result["recorded"]:
-        print(one_line(f"an evaluation of {ref} is in the registry: alignment models show {ref}"), file=sys.stderr)
+    say_recorded(result["recorded"])
     print(clean(f"answers, judgments and result are in {result['folder']}"), file=sys.stderr)
     if result["page"] is not None:
         print(clean(f"page: {result['page']}"), file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.recorded import keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -22,7 +23,8 @@ ABOUT = """Evaluate a policy on lm-eval's tasks; with --before, what training ch
   {0} help-desk-ppo --before help-desk-sft --text general.txt --tasks arc_easy
 
 --text tells forgetting by bits per byte on a general text (a file of texts, or one text, whose passages count).
---task-folder has tasks of your own, as lm-eval's YAML files. Needs the extra `eval` for --tasks.
+--task-folder has tasks of your own, as lm-eval's YAML files. Needs the extra `eval` for --tasks. The result becomes
+evaluations of the version.
 """
 
 
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment eval") -> i
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     print(json.dumps(found, indent=2) if args.json else clean("\n".join(text_lines(found))))
+    if not args.json:
+        say_recorded(found["recorded"])
     return 0
 
 
@@ -64,6 +68,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a hub model")
     parser.add_argument("--out", type=Path, help="write the results here too (.json)")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
+    parser.add_argument("--no-record", action="store_true", help="keep the result out of the registry")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return parser
 
@@ -85,6 +90,7 @@ def _tasks(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from alignment.evaluation.harness import HarnessJob, evaluate
+    from alignment.evaluation.recording import task_records
     from alignment.registry import Registry
 
     job = HarnessJob(
@@ -98,7 +104,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
         dtype=args.dtype,
         trust_remote_code=args.trust_remote_code,
     )
-    return evaluate(args.model, job, Registry(args.registry), args.before)
+    registry = Registry(args.registry)
+    found = evaluate(args.model, job, registry, args.before)
+    return found | {"recorded": [] if args.no_record else keep(registry, task_records(registry, found))}
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:
@@ -114,11 +122,17 @@ def text_lines(found: Mapping[str, Any]) -> list[str]:
     lines = [f"{found['model']}{before}"]
     for row in found.get("tasks", ()):
         error = f" (standard error {row['stderr']:.3g})" if row["stderr"] is not None else ""
+        error = _interval(row) if row["ci"] else error
         lines.append(f"{row['task']}, {row['metric']}: {row['value']:.4g}{error}{_change(row)}")
     if text := found.get("text"):
         count = f"{text['documents']:,} documents, {text['bytes']:,} bytes"
-        lines.append(f"{text['text']}, bits per byte: {text['bits_per_byte']:.4g}{_change(text)} ({count})")
+        interval = _interval(text) if text["ci"] else ""
+        lines.append(f"{text['text']}, bits per byte: {text['bits_per_byte']:.4g}{interval}{_change(text)} ({count})")
     return lines
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f" ({row['ci'][0]:.4g} to {row['ci'][1]:.4g})"
 
 
 def _change(row: Mapping[str, Any]) -> str:

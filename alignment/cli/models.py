@@ -294,7 +294,7 @@ def _version_table(registry: Registry, version: Version) -> Table:
         ("published", f"{manifest.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("run", manifest.run_id or ""),
         *(("review", review.text) for review in reviews_of(registry, version)),
-        *(("compared", each.text) for each in newest_evaluations(registry, version)),
+        *((each.label, each.text) for each in newest_evaluations(registry, version)),
         ("W&B", manifest.wandb_url or ""),
         *_origin_rows(manifest),
         *((parent.role, f"{parent.ref} {parent.digest or ''}") for parent in manifest.parents),

@@ -9,54 +9,34 @@ import os
 import shlex
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from alignment import terminal
+from alignment.cli.rate_command import NEW_LABELER, PORT, REGISTRY, Command, Parser
+from alignment.cli.rate_desk import DESK
 from alignment.cli.rate_refit import check_growth, growth_of, run_influence, show_growth, show_influence
 from alignment.errors import UserError, require_extra
 
 if TYPE_CHECKING:
     from alignment.ratings import Order, Progress, RatingsStore
 
-PORT = 8765
 ABOUT = """Rate answers, one key per decision. Every answer is saved before the next item is shown.
 
   {0} --db F --labeler NAME     rate in this terminal; --plain by lines, for screen readers and pipes
   {0} --db F --web              serve the same as a page for browsers, a personal link for each labeler
 
 Commands for whoever organises the rating ({0} COMMAND --help):
-  invite      make personal links to the page
-  settings    guideline, calibration round, control items
+  invite      make personal links to the page; --list shows them, revoke ends one
+  settings    guideline, questions, calibration round, control items
   order       let a reward model say which items it is least sure of, for --order uncertain
+  progress    who rates how fast, what is left and until when; labelers joins names and hashes
   report      how far labelers agree, with each other and with themselves; --model: what more ratings would bring
   influence   what a reward model would be without each labeler
+  items       list what is flagged, disputed or commented on; show has all of one item
   import      bring ratings in from a file; export writes them to one
   forget      remove a labeler's ratings, and list the models trained on them
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with the command."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {terminal.one_line(message)}; see {self.prog} --help\n")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A subcommand: what it takes beside --db and --json, and what it does with it.
-
-    `run` returns the object for --json; `show`, given also how the program was called, prints it for people. `example`
-    is what follows the program's name.
-    """
-
-    about: str
-    example: str
-    run: Callable[[argparse.Namespace], Any]
-    show: Callable[[Any, str], None]
-    arguments: Sequence[tuple[Sequence[str], dict[str, Any]]] = field(default=())
 
 
 # --- rating ----------------------------------------------------------------------------------------------------------
@@ -64,7 +44,9 @@ class Command:
 
 def rate(args: argparse.Namespace) -> int:
     """Rate in this terminal or serve the page; returns the exit status."""
+    from alignment.labeling.desk import show_warnings
     from alignment.ratings import RatingsStore
+    from alignment.ratings.setup_warnings import setup_warnings
 
     if args.order == "uncertain":
         with RatingsStore(args.db) as store:
@@ -80,12 +62,22 @@ def rate(args: argparse.Namespace) -> int:
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
         return 0
     with RatingsStore(args.db, seed=args.seed) as store:
-        store.progress(args.labeler)  # a bad name fails before the terminal is touched
+        if not args.new_labeler:
+            store.people.check_new(args.labeler, "add --new-labeler")
+        check_input()
+        if not store.progress(args.labeler, args.order).done:  # a bad name fails before the terminal is touched
+            show_warnings(setup_warnings(store), terminal.screen(stderr=True))
         status = rate_here(store, args.labeler, args.order, args.plain, args.json)
-        progress = store.progress(args.labeler)
+        progress = store.progress(args.labeler, args.order)
     if status == 0:
         say_goodbye(args, progress)
     return status
+
+
+def check_input() -> None:
+    """Raise UserError if there is nothing to read answers from."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed, and answers are read from it")
 
 
 def rate_here(
@@ -97,8 +89,7 @@ def rate_here(
     limit: int | None = None,
 ) -> int:
     """On the screen, or by lines where none can be drawn; returns the exit status, 0 unless a signal ended it."""
-    if sys.stdin is None:
-        raise UserError("standard input is closed, and answers are read from it")
+    check_input()
     if not by_lines and can_draw(stdout_is_taken):
         require_extra("rating", "textual", purpose="the rating screen (--plain rates by lines)")
         from alignment.labeling import tui
@@ -137,22 +128,10 @@ def say_goodbye(args: argparse.Namespace, progress: Progress) -> None:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def run_invite(args: argparse.Namespace) -> Any:
-    from alignment.labeling.settings import invite
-
-    return {"invitations": invite(args.db, args.names, args.url)}
-
-
-def show_invitations(result: dict[str, list[dict[str, str]]], called: str) -> None:
-    for each in result["invitations"]:
-        print(f"{each['labeler']}  {each['link']}")
-    print(f"Each link is personal, and shown only now. The page runs with: {called} --db F --web", file=sys.stderr)
-
-
 def run_settings(args: argparse.Namespace) -> Any:
     from alignment.labeling.settings import settings
 
-    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline)
+    return settings(args.db, args.calibration, args.gold_share, args.repeat_share, args.guideline, args.questions)
 
 
 def run_order(args: argparse.Namespace) -> Any:
@@ -197,18 +176,6 @@ def run_export(args: argparse.Namespace) -> Any:
         return export_file(store, args.format, args.file)
 
 
-def run_forget(args: argparse.Namespace) -> Any:
-    from alignment.labeling.import_export import forget
-
-    return forget(args.db, args.name, args.registry)
-
-
-def show_forgotten(result: dict[str, Any], called: str) -> None:
-    from alignment.labeling.import_export import show_forgotten
-
-    show_forgotten(result, terminal.screen(), called)
-
-
 def show_fields(result: dict[str, Any], called: str) -> None:
     """A line for each field; lists and objects of one go under it."""
     console = terminal.screen()
@@ -220,7 +187,6 @@ def show_fields(result: dict[str, Any], called: str) -> None:
             console.print(f"  {terminal.clean(str(key))}: {terminal.clean(str(part))}")
 
 
-REGISTRY = (["--registry"], {"metavar": "DIR", "help": "registry folder (default: $ALIGNMENT_REGISTRY or ./registry)"})
 WRITTEN = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
 READ_FORMATS = (
     "what wrote the file (default: auto, told by its keys): label-studio, argilla, potato, prodigy, doccano, arena, "
@@ -239,16 +205,7 @@ READ: list[tuple[Sequence[str], dict[str, Any]]] = [
     (["--labeler"], {"metavar": "NAME", "help": "who gave the votes that have no name"}),
 ]
 COMMANDS = {
-    "invite": Command(
-        "Make a personal link to the rating page for each labeler; an earlier link of theirs ends.",
-        "invite ada bob --db ratings.db --url https://rate.example.org",
-        run_invite,
-        show_invitations,
-        [
-            (["names"], {"nargs": "+", "metavar": "NAME", "help": "labelers"}),
-            (["--url"], {"default": f"http://127.0.0.1:{PORT}", "metavar": "BASE", "help": "address of the page"}),
-        ],
-    ),
+    **DESK,
     "settings": Command(
         "Change what labelers get, and show how everything is set.",
         "settings --db ratings.db --calibration 10 --guideline guideline.txt",
@@ -259,6 +216,10 @@ COMMANDS = {
             (["--gold-share"], {"type": float, "metavar": "X", "help": "share of control items (default 0.05)"}),
             (["--repeat-share"], {"type": float, "metavar": "X", "help": "share of own pairs again (default 0.03)"}),
             (["--guideline"], {"metavar": "FILE", "help": "text that says what to prefer; labelers read it with ?"}),
+            (
+                ["--questions"],
+                {"metavar": "FILE", "help": "YAML of what to ask beside the choice: attributes, reasons"},
+            ),
         ],
     ),
     "order": Command(
@@ -304,13 +265,6 @@ COMMANDS = {
         run_export,
         show_fields,
         [WRITTEN, (["file"], {"metavar": "FILE", "help": "what to write"})],
-    ),
-    "forget": Command(
-        "Remove a labeler's ratings and all that is known of them, and list the models trained on their ratings.",
-        "forget ada --db ratings.db",
-        run_forget,
-        show_forgotten,
-        [(["name"], {"metavar": "NAME", "help": "the labeler"}), REGISTRY],
     ),
 }
 
@@ -367,6 +321,8 @@ def parse_rating(argv: Sequence[str], called: str) -> argparse.Namespace:
     add("--db", required=True, metavar="F", help=f"ratings file, as {called.replace('rate', 'sample')} makes it")
     add("--labeler", metavar="NAME", help="who rates: the same name resumes")
     add("--order", choices=("random", "uncertain"), default="random", help="uncertain: see the command order")
+    add("--adjudicate", action="store_true", help="be the referee: decide what labelers dispute, then see their votes")
+    add(*NEW_LABELER[0], **NEW_LABELER[1])
     add("--seed", type=int, metavar="N", help="order of items and sides (default: the file's own)")
     add("--plain", action="store_true", help="by lines, also where a screen could be drawn")
     add("--json", action="store_true", help="at the end one JSON object on stdout, the rest on stderr")
@@ -378,12 +334,20 @@ def parse_rating(argv: Sequence[str], called: str) -> argparse.Namespace:
     if argv and not argv[0].startswith("-"):
         parser.error(f"{argv[0]!a} is no command; the commands are {', '.join(COMMANDS)}")
     args = parser.parse_args(argv)
-    if args.web and (args.labeler or args.plain or args.json or args.seed is not None):
+    if args.web and args.adjudicate:
+        parser.error(
+            "--adjudicate goes with --labeler; on the page, a referee comes by the link of invite --adjudicate"
+        )
+    if args.web and (args.labeler or args.plain or args.json or args.seed is not None or args.new_labeler):
         parser.error("--web serves all labelers; it goes with --db, --port, --public and --order alone")
+    if args.adjudicate and args.order != "random":
+        parser.error("--adjudicate gives the most disputed items first; leave --order out")
     if not args.web and (args.public or args.port != PORT):
         parser.error("--port and --public go with --web")
     if not args.web and not args.labeler:
         parser.error("the following arguments are required: --labeler (or --web)")
+    if args.adjudicate:
+        args.order = "disputed"
     return args
 
 

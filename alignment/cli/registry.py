@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from alignment.registry import ANY, Registry, RegistryError
 from alignment.registry.aliases import Anything
 from alignment.registry.promotion import caveats, promote, roll_back
 from alignment.registry.retention import collect, protect, remove
+from alignment.registry.reviews import rejection
 from alignment.registry.trash import PROTECTED, Key, drop_note, restore_version, version_ref
 from alignment.terminal import clean, one_line, screen
 
@@ -81,6 +83,7 @@ def promote_model(
         expect=_expected(expect),
     )  # fmt: skip
     told = caveats(opened, version, require or ())
+    _redo_reports(opened, version.name, alias)
     _say_move(as_json, f"{version.name}@{alias} is v{version.number}", version.name, alias, version.number, told)
 
 
@@ -89,7 +92,9 @@ def rollback_model(
     name: NameArgument, alias: AliasArgument, registry: RegistryOption = None, as_json: JsonOption = False
 ) -> None:
     """Point an alias at the version before.  Example: alignment models rollback desk-ppo prod"""
-    left, version = roll_back(Registry(registry), name, alias)
+    opened = Registry(registry)
+    left, version = roll_back(opened, name, alias)
+    _redo_reports(opened, name, alias)
     _say_move(as_json, f"{name}@{alias} is v{version.number} again, it was v{left}", name, alias, version.number)
 
 
@@ -102,7 +107,9 @@ def demote_model(
     as_json: JsonOption = False,
 ) -> None:
     """Take an alias away, so that it points to no version.  Example: alignment models demote desk-ppo prod"""
-    left = Registry(registry).unset_alias(name, alias, clean(why).strip())
+    opened = Registry(registry)
+    left = opened.unset_alias(name, alias, clean(why).strip())
+    _redo_reports(opened, name, alias)
     if as_json:
         print_json({"name": name, "alias": alias, "version": None, "left": left})
     else:
@@ -237,6 +244,17 @@ def _say_move(
     typer.echo(line)
     for caveat in caveats or ():
         typer.echo(clean(f"note: {caveat}"), err=True)
+
+
+def _redo_reports(registry: Registry, name: str, alias: str) -> None:
+    """After a move of an alias: the report of a rejected version's run says whether the alias still points to it."""
+    from alignment.reports.report import redo_report_of  # Jinja is needed here alone
+
+    for number in {move.version for move in registry.alias_history(name, alias)[-2:]}:
+        with suppress(RegistryError):  # such as a version that was removed
+            version = registry.resolve(f"{name}@v{number}")
+            if rejection(registry, version):
+                redo_report_of(registry, version)
 
 
 def _expected(text: str | None) -> int | Anything | None:

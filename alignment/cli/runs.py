@@ -97,7 +97,7 @@ def show_run(run: RunArgument, folder: RunsOption = RUNS, as_json: JsonOption = 
         ("published", overview.published_as(record)),
         ("checkpoints", ", ".join(path.name for path in reversed(committed(record.path))) or "none"),
         *(("review", said.text) for said in read_reviews(record.path)),
-        *(("compared", line) for line in evaluations_of_run(record)),
+        *((each.label, each.text) for each in evaluations_of_run(record)),
     ]
     _print_pairs(out, facts)
     out.print()
@@ -178,10 +178,9 @@ def review_run(
     record = RunRecord.read(overview.find_run(run, folder))
     said = review(record, "approve" if approve else "reject", note, reviewer, registry)
     pointing = still_pointed_to(record, registry)
-    if (record.path / "report.html").is_file():
-        from alignment.reports.report import write_report  # Jinja is needed here alone
+    from alignment.reports.report import redo_report  # Jinja is needed here alone
 
-        write_report([record.path], registry=registry)
+    redo_report(record.path, registry)
     if as_json:
         print_json({**said.model_dump(mode="json"), "still_pointed_to": pointing})
         return
@@ -325,7 +324,7 @@ def _everything(record: RunRecord) -> dict[str, Any]:
         "exit": record.exit,
         "checkpoints": [path.name for path in reversed(committed(record.path))],
         "reviews": [said.model_dump(mode="json") for said in read_reviews(record.path)],
-        "compared": evaluations_of_run(record),
+        "evaluations": [each.model_dump(mode="json") for each in evaluations_of_run(record)],
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alignment.cli.recorded import keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None, called: str = "alignment score") -> 
         return 2
     if found:  # the main process
         print(json.dumps(found, indent=2) if args.json else clean("\n".join(text_lines(found))))
+        if not args.json:
+            say_recorded(found["recorded"])
     return 0
 
 
@@ -70,6 +73,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     parser.add_argument("--eos-token", help="the end token of a policy that names none, as a config's model.eos_token")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a hub model")
     parser.add_argument("--registry", help="registry folder (default: $ALIGNMENT_REGISTRY or ./registry)")
+    parser.add_argument("--no-record", action="store_true", help="keep the summary out of the registry")
     parser.add_argument("--json", action="store_true", help="the summary as one JSON object on stdout")
     service = parser.add_argument_group("the service")
     service.add_argument("--serve", action="store_true", help="answer PPO's rewards.others[].url over HTTP")
@@ -92,7 +96,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not args.serve and not args.file:
         raise UserError("which file? alignment score MODEL FILE; or --serve to answer over HTTP")
     if args.serve:
-        of_files = ("format", "column", "batch_size", "dtype", "template", "eos_token", "json")
+        of_files = ("format", "column", "batch_size", "dtype", "template", "eos_token", "no_record", "json")
         refuse_unread(args, parser, of_files, "read for a file alone; --serve takes what PPO's process does")
     else:
         refuse_unread(args, parser, OF_SERVICE, "read with --serve alone; take it out")
@@ -127,6 +131,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     from alignment.config.loading import validate
     from alignment.config.sections import DataConfig
     from alignment.distributed import processes
+    from alignment.evaluation.recording import score_records
     from alignment.evaluation.scorers import load_scorer
     from alignment.evaluation.scoring import ScoringJob, score_file
     from alignment.registry import Registry
@@ -134,10 +139,13 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     columns = columns_of(args.column)
     validate(DataConfig, {"train": args.file, "format": args.format, "columns": columns}, "score")
     processes.start_processes()
-    scorer = load_scorer(args.model, Registry(args.registry), _options(args), args.max_length)
+    registry = Registry(args.registry)
+    scorer = load_scorer(args.model, registry, _options(args), args.max_length)
     job = ScoringJob(args.file, args.format, columns, args.batch_size)
     found = score_file(scorer, job, args.out)
-    return found if processes.is_main_process() else {}
+    if not processes.is_main_process():
+        return {}
+    return found | {"recorded": [] if args.no_record else keep(registry, score_records(registry, found))}
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -164,7 +172,10 @@ def text_lines(found: Mapping[str, Any]) -> list[str]:
     kind = "scores by" if found["role"] == "reward" else "log-probabilities under"
     lines = [f"{found['completions']:,} answers in {found['rows']:,} rows, {kind} {found['model']}"]
     if "mean" in found:
-        lines.append(f"score: mean {found['mean']:.4g}, standard deviation {found['std']:.4g}")
+        low, high = found["mean_ci"]
+        lines.append(
+            f"score: mean {found['mean']:.4g} ({low:.4g} to {high:.4g}), standard deviation {found['std']:.4g}"
+        )
     for name, words, unit in (
         ("bits_per_byte", "bits per byte", ""),
         ("logprob_per_token", "log-probability per token", " nats"),

@@ -26,10 +26,13 @@ from alignment.data.preferences import AnnotatedPair, Choice, RankedAnswers, Tou
 from alignment.data.questions import UNANSWERABLE, rag_prompt
 from alignment.data.row_files import BadRow
 from alignment.data.shapes import SHAPES
+from alignment.errors import UserError
+from alignment.terminal import one_line
 
 __all__ = [
     "SHAPES",
     "UNANSWERABLE",
+    "UNFORESEEN",
     "AnnotatedPair",
     "Choice",
     "RankedAnswers",
@@ -44,6 +47,7 @@ __all__ = [
     "rag_prompt",
     "read_as",
     "shape_of",
+    "unforeseen",
     "unused_keys",
     "warnings_of",
 ]
@@ -209,6 +213,10 @@ def _is_task(name: str, names: Mapping[str, str]) -> bool:
     return name == "instructions" and names.get("prompt") == "input"
 
 
+UNFORESEEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a parser raises on a value of a kind that nobody thought of: one row is set aside, and the command goes on."""
+
+
 def _is_left_out(name: str, format: Format) -> bool:
     """Whether naming the format says that a key of known meaning is not meant."""
     key = known_key(name)
@@ -242,6 +250,16 @@ def read_as(
         return parse(plan.shape, plan.renamed(row), row)
     except BadRow as error:
         raise type(error)(plan.in_their_words(str(error))) from None
+    except UserError:
+        raise
+    except UNFORESEEN as error:
+        raise unforeseen(error, plan.shape) from error
+
+
+def unforeseen(error: Exception, shape: str) -> BadRow:
+    """The bad row for such an error."""
+    text = f"{type(error).__name__}: {one_line(str(error))}"
+    return BadRow(f"a value is built otherwise than in the shape '{shape}' ({text})")
 
 
 def shape_of(row: Mapping[str, Any], format: Format, allowed: Collection[Format]) -> Format:

@@ -37,8 +37,12 @@ def flat_trees(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         elif str(row["message_id"]) in nodes:
             yield where, BadRow(f"message {row['message_id']} stands twice")
         else:
-            flags = {key: flag_of(row.get(key)) for key in ("deleted", "review_result")}  # a table has them as text
-            nodes[str(row["message_id"])] = {**row, **flags, "rank": _rank(row.get("rank")), "replies": []}
+            try:
+                flags = {key: flag_of(row.get(key)) for key in ("deleted", "review_result")}  # a table has them as text
+                nodes[str(row["message_id"])] = {**row, **flags, "rank": rank_of(row), "replies": []}
+            except BadRow as error:
+                yield where, error
+                continue
             places[str(row["message_id"])] = where
     roots = [name for name, node in nodes.items() if node["parent_id"] in (None, "")]
     for node in nodes.values():
@@ -61,8 +65,9 @@ def _below(nodes: list[dict[str, Any]]) -> set[str]:
     return names
 
 
-def _rank(value: Any) -> float | None:
-    """The rank of a message; a table has none as NaN, or as empty text."""
+def rank_of(node: Node) -> float | None:
+    """The rank of a message, if it has one; a table has none as NaN, or as empty text."""
+    value = node.get("rank")
     if value in (None, "") or value != value:
         return None
     rank = number_of(value, "'rank'")
@@ -95,21 +100,18 @@ def tree_chats(row: Mapping[str, Any]) -> list[Turns]:
 def tree_rankings(row: Mapping[str, Any]) -> list[RankedAnswers]:
     """The rankings of a tree: messages with two or more ranked replies."""
     return [
-        RankedAnswers(
-            tuple(_turn(node) for node in history),
-            tuple(_turn(reply)["content"] for reply in ranked),
-            tuple(reply["rank"] for reply in ranked),
-        )
-        for history, ranked in ranked_replies(row)
+        RankedAnswers(tuple(map(_turn, history)), tuple(_turn(reply)["content"] for reply in replies), ranks)
+        for history, replies, ranks in ranked_replies(row)
     ]
 
 
-def ranked_replies(row: Mapping[str, Any]) -> Iterator[tuple[list[Node], list[Node]]]:
-    """Yield each history of a tree that has two or more ranked replies, and those replies, best first."""
+def ranked_replies(row: Mapping[str, Any]) -> Iterator[tuple[list[Node], list[Node], tuple[float, ...]]]:
+    """Yield each history of a tree that has two or more ranked replies, those replies, best first, and their ranks."""
     for history in _questions(_root(row), []):
-        ranked = [reply for reply in _replies(history[-1], "assistant") if reply.get("rank") is not None]
-        if len(ranked) >= 2:
-            yield history, ranked
+        replies = _replies(history[-1], "assistant")
+        ranks = tuple(rank for reply in replies if (rank := rank_of(reply)) is not None)
+        if len(ranks) >= 2:
+            yield history, replies[: len(ranks)], ranks  # those without a rank are the last ones
 
 
 def _root(row: Mapping[str, Any]) -> Node:
@@ -125,13 +127,21 @@ def _turn(node: Node) -> Message:
 
 
 def _replies(node: Node, role: str) -> list[Node]:
-    """The replies that were neither deleted nor rejected, best first."""
+    """The replies that were neither deleted nor rejected, best first.
+
+    Raises:
+        BadRow: the replies are no list of messages, or a rank is no number.
+    """
+    found = node.get("replies")
+    if found is not None and not (isinstance(found, list) and all(isinstance(reply, Mapping) for reply in found)):
+        raise BadRow(f"'replies' of a message must be a list of messages, not {found!r:.60}")
     replies = [
         reply
-        for reply in node.get("replies") or []
+        for reply in found or []
         if reply.get("role") == role and not reply.get("deleted") and reply.get("review_result") is not False
     ]
-    return sorted(replies, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
+    ranks = {id(reply): rank_of(reply) for reply in replies}
+    return sorted(replies, key=lambda reply: (ranks[id(reply)] is None, ranks[id(reply)] or 0))
 
 
 def _paths(question: Node, history: list[Node]) -> Iterator[list[Node]]:

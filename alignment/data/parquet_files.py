@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignment.data.opening import DataError, DataFile
+from alignment.data.parquet_index import ColumnChunk, Compact, RowGroup, read_index
 
 Weigh = Callable[[Any], NDArray[np.float64]]
 """A weight for each value of an Arrow array."""
@@ -24,6 +25,8 @@ LONGEST_VALUE = 16 << 20
 """Bytes of one value of a dictionary: a few bytes of indices may repeat it for every row of a batch."""
 LARGEST_COPY = 16 << 30
 """Bytes of a packed file that are unpacked to the disk."""
+UNPACKED_SIZE = 2
+"""The number of this field in the header of a page."""
 _LIST = re.compile(r"(?<=\.)(?:element|item|array_element|key|value)(?:\.[^.]+)?\Z")
 _OBJECT = 56  # bytes of a short Python object and of the place that holds it
 _FEW = 16  # so many rows at a time are read fast enough, so that lengths need not be summed
@@ -48,9 +51,10 @@ def parquet_rows(file: DataFile) -> Iterator[tuple[str, Any]]:
         try:
             # pre_buffer is on by default and loads a whole row group, which is often the whole file.
             parquet = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20)
-            sizes = [_batch_rows(file, parquet.metadata, group, source) for group in range(parquet.num_row_groups)]
+            groups = _index(file, parquet, source)
+            sizes = [_batch_rows(file, group, source) for group in groups]
             for group, size in enumerate(sizes):
-                size = min(size, _rows_that_fit(file, source, parquet, group, index))
+                size = min(size, _rows_that_fit(file, source, parquet, group, groups[group].columns, index))
                 for batch in parquet.iter_batches(size, row_groups=[group]):
                     is_small = size == BATCH and batch.nbytes <= BATCH_BYTES
                     for row in _as_objects(batch, whole=is_small):
@@ -60,6 +64,17 @@ def parquet_rows(file: DataFile) -> Iterator[tuple[str, Any]]:
             raise DataError(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
         except MemoryError:
             raise DataError(f"{file}: row {index + 1} does not fit into memory; write the rows as .jsonl") from None
+
+
+def _index(file: DataFile, parquet: Any, source: IO[bytes]) -> list[RowGroup]:
+    """What the row groups hold, for which Arrow must not be asked (see `parquet_index`)."""
+    try:
+        groups = read_index(source)
+        if any(len(group.columns) != len(parquet.schema) for group in groups) or len(groups) != parquet.num_row_groups:
+            raise ValueError("row groups and columns are not as many as it says")
+    except ValueError as error:
+        raise DataError(f"{file}: not a Parquet file that can be read: {error}") from None
+    return groups
 
 
 def _copy(file: DataFile, stream: IO[bytes], copied: IO[bytes]) -> None:
@@ -76,7 +91,9 @@ def _copy(file: DataFile, stream: IO[bytes], copied: IO[bytes]) -> None:
         copied.write(block)
 
 
-def _rows_that_fit(file: DataFile, source: IO[bytes], parquet: Any, group: int, before: int) -> int:
+def _rows_that_fit(
+    file: DataFile, source: IO[bytes], parquet: Any, group: int, columns: Sequence[ColumnChunk], before: int
+) -> int:
     """Number of rows of a row group whose lists fit into memory together, judged by the group's largest row.
 
     The index has sums alone, so where one row may hold too much, its values are counted, in the smallest column of each
@@ -88,13 +105,8 @@ def _rows_that_fit(file: DataFile, source: IO[bytes], parquet: Any, group: int, 
     Raises:
         DataError: one row is too large.
     """
-    row_group = parquet.metadata.row_group(group)
-    columns = [row_group.column(index) for index in range(row_group.num_columns)]
     repeated = [column for index, column in enumerate(columns) if parquet.schema.column(index).max_repetition_level]
-    longest = {
-        column.path_in_schema: _OBJECT + (_dictionary_size(source, column) if column.has_dictionary_page else 0)
-        for column in repeated
-    }
+    longest = {column.path_in_schema: _OBJECT + _dictionary_size(source, column) for column in repeated}
     if not any(column.num_values * longest[column.path_in_schema] > BATCH_BYTES for column in repeated):
         return BATCH
     lists: dict[str, Any] = {}
@@ -109,11 +121,11 @@ def _rows_that_fit(file: DataFile, source: IO[bytes], parquet: Any, group: int, 
     return max(1, int(BATCH_BYTES / size))
 
 
-def _largest_row(source: IO[bytes], group: int, columns: Sequence[Any], weigh: Weigh) -> tuple[int, float]:
+def _largest_row(source: IO[bytes], group: int, columns: Sequence[ColumnChunk], weigh: Weigh) -> tuple[int, float]:
     """The number in its group, from 1, and the weight of the row of a row group whose values weigh most."""
     import pyarrow.parquet
 
-    coded = [column.path_in_schema for column in columns if column.has_dictionary_page]
+    coded = [column.path_in_schema for column in columns if column.dictionary_page_offset is not None]
     packed = pyarrow.parquet.ParquetFile(source, read_dictionary=coded, pre_buffer=False, buffer_size=1 << 20)
     before, found = 0, (0, 1.0)
     for batch in packed.iter_batches(BATCH, row_groups=[group], columns=[column.path_in_schema for column in columns]):
@@ -164,13 +176,11 @@ def _as_objects(batch: Any, whole: bool) -> Iterator[dict[str, Any]]:
             yield from batch.slice(index, 1).to_pylist()
 
 
-def _batch_rows(file: DataFile, metadata: Any, group: int, source: IO[bytes]) -> int:
+def _batch_rows(file: DataFile, group: RowGroup, source: IO[bytes]) -> int:
     """Number of rows of a row group that unpack to no more than BATCH_BYTES together, estimated from its index."""
-    row_group = metadata.row_group(group)
-    rows = max(1, row_group.num_rows)
+    rows = max(1, group.num_rows)
     mean = most = 0.0
-    for index in range(row_group.num_columns):
-        column = row_group.column(index)
+    for column in group.columns:
         size = column.total_uncompressed_size
         mean += size / rows
         page = min(size, _WRITTEN_AT_ONCE * size / max(1, column.num_values))
@@ -179,41 +189,29 @@ def _batch_rows(file: DataFile, metadata: Any, group: int, source: IO[bytes]) ->
                 f"{file}: a page of the column '{column.path_in_schema}' unpacks to about {_megabytes(page)}; write "
                 "the file with smaller row groups (row_group_size=16), or as .jsonl"
             )
-        if column.has_dictionary_page:
-            longest = min(size, _dictionary_size(source, column))
-            if longest > LONGEST_VALUE:
-                raise DataError(
-                    f"{file}: a value of the column '{column.path_in_schema}' may unpack to {_megabytes(longest)} in "
-                    "every row (a dictionary page of that size); write the file with use_dictionary=False, or as .jsonl"
-                )
-            most += longest * math.ceil(column.num_values / rows)
+        longest = min(size, _dictionary_size(source, column))
+        if longest > LONGEST_VALUE:
+            raise DataError(
+                f"{file}: a value of the column '{column.path_in_schema}' may unpack to {_megabytes(longest)} in "
+                "every row (a dictionary page of that size); write the file with use_dictionary=False, or as .jsonl"
+            )
+        most += longest * math.ceil(column.num_values / rows)
     return max(1, min(BATCH, int(BATCH_BYTES / max(1.0, mean, most))))
 
 
-def _dictionary_size(source: IO[bytes], column: Any) -> int:
-    """The size of a column chunk's dictionary page, from the page's header: no value of it is longer.
-
-    A header is Thrift's compact form: the type, the unpacked and the packed size, each a varint after the byte 0x15.
-    """
+def _dictionary_size(source: IO[bytes], column: ColumnChunk) -> int:
+    """The size of a column chunk's dictionary page, 0 if it has none, from the page's header: no value is longer."""
+    if column.dictionary_page_offset is None:
+        return 0
     position = source.tell()
     try:
-        source.seek(column.dictionary_page_offset or column.data_page_offset)
-        header = source.read(16)
+        source.seek(column.dictionary_page_offset)
+        header = Compact(source.read(16)).fields()
+        return next(int(value) for number, value in header if number == UNPACKED_SIZE)
+    except (ValueError, TypeError, StopIteration):  # the place holds no page: the column bounds it
+        return column.total_uncompressed_size
     finally:
         source.seek(position)
-    sizes: list[int] = []
-    at = 0
-    while len(sizes) < 2 and at < len(header) and header[at] == 0x15:
-        value = shift = 0
-        more = True
-        while more and at + 1 < len(header):
-            at += 1
-            value |= (header[at] & 0x7F) << shift
-            shift += 7
-            more = header[at] >= 0x80
-        sizes.append(value >> 1)  # zigzag, and never negative
-        at += 1
-    return sizes[1] if len(sizes) == 2 else column.total_uncompressed_size
 
 
 def _megabytes(size: float) -> str:

@@ -146,8 +146,11 @@ def documents_in(value: Any, key: str) -> list[str]:
         if isinstance(document, Mapping):
             parts = [document.get("title"), document.get("text", document.get("content"))]
             texts.append("\n".join(check_text(part, f"a document of '{key}'") for part in parts if part is not None))
-        elif isinstance(document, list) and document:
-            title, *sentences = (part for item in document for part in (item if isinstance(item, list) else [item]))
+        elif isinstance(document, list):
+            parts = [part for item in document for part in (item if isinstance(item, list) else [item])]
+            if not parts:
+                continue
+            title, *sentences = parts
             body = " ".join(check_text(sentence, f"a sentence of '{key}'") for sentence in sentences)
             texts.append(f"{check_text(title, f'a title of {key!r}')}\n{body}".strip())
         else:

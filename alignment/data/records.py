@@ -58,11 +58,15 @@ CHOICES: tuple[Choice, ...] = ("first", "second", "tie")
 
 @dataclass(frozen=True)
 class Vote:
-    """One person's vote on two completions. `strength` is 1 (slightly) to 3 (much better), or None if not asked."""
+    """One person's vote on two completions. `strength` is 1 (slightly) to 3 (much better), or None if not asked.
+
+    A referee's vote stands once in the place of each labeler's vote that it `overrules`.
+    """
 
     choice: Choice
     strength: int | None = None
     labeler: str | None = None
+    overrules: Vote | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,11 @@ class Comparison:
         return len(self.votes) / math.comb(self.size, 2)
 
     @property
+    def cast(self) -> tuple[Vote, ...]:
+        """The labelers' votes, whether or not a referee has overruled them: how far people agree."""
+        return tuple(vote.overrules or vote for vote in self.votes)
+
+    @property
     def target(self) -> float:
         """Fraction of the votes for `first`; a tie is half a vote for each."""
         return (self.count("first") + 0.5 * self.count("tie")) / len(self.votes)
@@ -104,13 +113,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompletionRating:
-    """One person's score of one completion; higher is better. `labeler` is None if unknown."""
+    """One person's score of one completion; higher is better. `labeler` is None if unknown.
+
+    A referee's score stands once in the place of each labeler's that it `overrules`.
+    """
 
     prompt: tuple[Message, ...]
     completion: str
     rating: float
     labeler: str | None = None
     place: str = field(default="", compare=False)
+    overrules: CompletionRating | None = field(default=None, compare=False)
 
     @property
     def group(self) -> str:

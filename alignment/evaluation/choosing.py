@@ -165,17 +165,15 @@ def compare(facts: Mapping[str, Mapping[str, Any]], columns: Mapping[str, Column
     if not common:
         raise UserError("no row could be scored by all of the models; see --out for what each said")
     first = next(iter(columns.values()))
-    groups = [first[key][4] for key in common]
-    bits = {name: _array(column, common, 0) for name, column in columns.items()}
     size = _array(first, common, 1)
-    order = sorted(columns, key=lambda name: float(bits[name].sum()))
+    order = sorted(columns, key=lambda name: float(_array(columns[name], common, 0).sum()))
     best = order[0]
     rows = []
     for name in order:
         tokens, words = (float(_array(columns[name], common, index).sum()) for index in (2, 3))
         row: dict[str, Any] = {
             **facts[name],
-            "bits_per_byte": bootstrap_sums((bits[name], size), _ratio, groups),
+            "bits_per_byte": bits_per_byte(columns[name], common),
             "tokens_per_word": tokens / max(words, 1.0),
             "behind_the_best": None,
         }
@@ -191,6 +189,12 @@ def _array(column: Columns, keys: Sequence[tuple[int, int, int]], index: int) ->
 
 def _ratio(total: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(total / np.maximum(size, 1e-12))
+
+
+def bits_per_byte(column: Columns, keys: Sequence[tuple[int, int, int]]) -> Estimate:
+    """Of these answers, with a 95% interval over prompts."""
+    bits, size = (_array(column, keys, index) for index in (0, 1))
+    return bootstrap_sums((bits, size), _ratio, [column[key][4] for key in keys])
 
 
 def paired_difference(ours: Columns, theirs: Columns, keys: Sequence[tuple[int, int, int]]) -> Estimate:

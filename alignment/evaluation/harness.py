@@ -5,11 +5,14 @@ Differences are paired: both models answer the same questions and read the same 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 
 from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError, UserError, require_extra
-from alignment.evaluation.choosing import Columns, answer_columns, paired_difference
+from alignment.evaluation.choosing import Columns, answer_columns, bits_per_byte, paired_difference
 from alignment.evaluation.scored_rows import ScorableAnswers, open_rows, rows_to_score
 from alignment.evaluation.scorers import PolicyScorer, load_scorer
 from alignment.evaluation.scoring import ScoringJob, score_file
@@ -58,11 +61,18 @@ class HarnessJob:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One metric of one task: the mean as lm-eval tells it, and what each question gave, by its number."""
+    """One metric of one task: the mean as lm-eval tells it, and what each question gave, by its number.
+
+    Args:
+        questions: how many there were, None if lm-eval does not say.
+        data_sha256: of the questions with their right answers.
+    """
 
     value: float
     stderr: float | None
     by_question: dict[int, float]
+    questions: int | None = None
+    data_sha256: str | None = None
 
 
 Measured = dict[tuple[str, str], TaskScores]
@@ -84,9 +94,11 @@ def evaluate(name: str, job: HarnessJob, registry: Registry, before: str | None 
     if job.tasks:
         manager = _task_manager(job)  # lists every task: once, and before a model is loaded
         found["tasks"] = task_report(*(run_tasks(source, job, manager) for source in sources))
+        found["harness"] = _harness(job)
     if job.text is not None:
         found["text"] = text_report(job.text, *_read_text(names, job, registry))
-    return found | {"records": records_of(found)}
+        found["text"]["data_sha256"] = open_rows(job.text).fingerprint().get("sha256")
+    return found
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -162,6 +174,7 @@ def _task_manager(job: HarnessJob) -> Any:
 def _measured(found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], TaskScores]]:
     for task, figures in found["results"].items():
         samples = found.get("samples", {}).get(task, [])
+        count, digest = found.get("n-samples", {}).get(task, {}).get("effective"), _digest(samples)
         for key, value in figures.items():
             metric, comma, filtered = key.partition(",")
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
@@ -175,7 +188,19 @@ def _measured(found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], TaskS
             }
             name = metric if filtered == "none" else f"{metric}, {filtered}"
             error = float(stderr) if isinstance(stderr, int | float) else None
-            yield (task, name), TaskScores(float(value), error, by_question)
+            yield (task, name), TaskScores(float(value), error, by_question, count, digest)
+
+
+def _digest(samples: Sequence[Mapping[str, Any]]) -> str | None:
+    """Of the questions and their right answers, in order."""
+    asked = sorted({(int(each["doc_id"]), each["doc_hash"], each["target_hash"]) for each in samples})
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest() if asked else None
+
+
+def _harness(job: HarnessJob) -> str:
+    """Who judges a task, and how it was asked."""
+    examples = "the task's own examples" if job.num_fewshot is None else f"{job.num_fewshot} examples"
+    return f"lm-eval {version('lm-eval')} with {examples}{' and the chat template' * job.chat_template}"
 
 
 def task_report(now: Measured, before: Measured | None = None) -> list[dict[str, Any]]:
@@ -190,12 +215,22 @@ def task_report(now: Measured, before: Measured | None = None) -> list[dict[str,
             "metric": metric,
             "value": found.value,
             "stderr": found.stderr,
-            "n": len(found.by_question) or None,
+            "ci": _interval(found),
+            "n": len(found.by_question) or found.questions,
+            "data_sha256": found.data_sha256,
         }
         if before is not None and (earlier := before.get((task, metric))) is not None:
             row |= {"before": earlier.value, "difference": _paired(found, earlier)}
         rows.append(row)
     return rows
+
+
+def _interval(found: TaskScores) -> tuple[float, float] | None:
+    """The 95% interval over questions, where the metric is their mean."""
+    values = list(found.by_question.values())
+    if len(values) < 2 or not math.isclose(sum(values) / len(values), found.value, abs_tol=1e-9):
+        return None
+    return bootstrap_mean(values)["ci"]
 
 
 def _paired(now: TaskScores, before: TaskScores) -> Mapping[str, Any]:
@@ -256,27 +291,10 @@ def text_report(name: str, now: Columns, before: Columns | None = None) -> dict[
         "documents": len({now[key][4] for key in keys}),
         "bytes": int(size),
         "bits_per_byte": sum(now[key][0] for key in keys) / size,
+        "ci": bits_per_byte(now, keys)["ci"] if len({now[key][4] for key in keys}) > 1 else None,
     }
     if before is not None:
         row["before"] = sum(before[key][0] for key in keys) / size
         difference: Mapping[str, Any] = paired_difference(now, before, keys)
         row["difference"] = difference if row["documents"] > 1 else {**difference, "ci": None}
     return row
-
-
-def records_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The results as flat records of the version, one for each figure, as they can stand beside it."""
-    of = {"model": found["model"], "digest": found["digest"]}
-    against = found.get("before", {}).get("model")
-    rows = [
-        {**of, "kind": "task", "name": f"{row['task']}/{row['metric']}", "value": row["value"], "n": row["n"]}
-        | ({"against": against, "difference": row["difference"]} if "difference" in row else {})
-        for row in found.get("tasks", ())
-    ]
-    if text := found.get("text"):
-        rows.append(
-            {**of, "kind": "text", "name": f"{Path(text['text']).name}/bits_per_byte", "value": text["bits_per_byte"]}
-            | {"n": text["documents"]}
-            | ({"against": against, "difference": text["difference"]} if "difference" in text else {})
-        )
-    return rows

@@ -92,6 +92,12 @@ def summary_of(result: Figures) -> dict[str, str | float]:
                 if rate is not None:
                     low, high = rate["ci"]
                     found |= {f"{name}/{key}": rate["value"], f"{name}/{key}_low": low, f"{name}/{key}_high": high}
+    for judge, measures in result["scores"].items():
+        for measure in measures:
+            for side, mean in measure["sides"].items():
+                if mean is not None:
+                    name = f"{side}/{judge}/{measure['measure']}"
+                    found |= {name: mean["value"], f"{name}_low": mean["ci"][0], f"{name}_high": mean["ci"][1]}
     for judge, strengths in (result.get("strengths") or {}).items():
         found |= {f"strength/{judge}/{side}": estimate["value"] for side, estimate in strengths.items()}
     return found

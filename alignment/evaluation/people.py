@@ -11,10 +11,12 @@ from alignment.evaluation.answers import prompt_id
 from alignment.evaluation.judgments import AnsweredPrompts, Bout, JudgeIdentity, Judgment, KnownJudgments, Measure
 from alignment.ratings import Completion, RatingsStore
 from alignment.ratings.pairs import choice_of
-from alignment.ratings.records import Rating
+from alignment.ratings.records import NO_VOTES, Rating
 
 PEOPLE = JudgeIdentity("people", "people")
 SIMULATED = JudgeIdentity("simulated-people", "people")
+FEW_LABELERS = 10
+"""With fewer, labelers who lean to one side shift a win rate by more than its interval over prompts says."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class VoteCounts:
 class PeopleJudge:
     """The votes in a ratings file; pairs that it lacks are added to it, as `alignment sample` adds them.
 
-    Gold items, calibration and repeats do not count: they measure the labelers. A vote on an item that a labeler got
-    because a reward model was unsure of it does not count either, since such items are no random sample. Votes of
-    simulated labelers count only where no person has voted, and the judge is then called what it is.
+    Gold items, calibration and repeats do not count: they measure the labelers. Verdicts of referees do not count:
+    where labelers differ, the result says so. A vote on an item that a labeler got because a reward model was unsure
+    of it does not count either, since such items are no random sample. Votes of simulated labelers count only where
+    no person has voted, and the judge is then called what it is.
 
     Args:
         db: the ratings file; made if it is missing.
@@ -78,9 +81,9 @@ class PeopleJudge:
         items = {item.id: item for item in store.items() if item.gold is None and item.kind != "single"}
         votes: list[tuple[float, Bout, float, str]] = []
         uncertain = 0
-        for rating in store.ratings(for_training=True):
+        for rating in store.ratings():
             item = items.get(rating.item)
-            if item is None:
+            if item is None or rating.why in NO_VOTES:
                 continue
             texts = [completion.text for completion in item.completions]
             asked = prompt_id(item.prompt)
@@ -103,6 +106,10 @@ class PeopleJudge:
         self.identity = PEOPLE if real or not votes else SIMULATED
         self.labelers = {store.people.labeler_hash(name): name for name in dict.fromkeys(vote[-1] for vote in votes)}
         hashes = {name: who for who, name in self.labelers.items()}
+        voters = len({vote[-1] for vote in real or votes})
+        if 0 < voters < FEW_LABELERS:
+            whom = "one labeler" if voters == 1 else f"{voters} labelers"
+            self.notes.append(f"intervals are over prompts: they speak of the {whom} who voted, not of others")
         return [
             bout.judged(self.identity, outcome, labeler=hashes[name])
             for _, bout, outcome, name in sorted(real or votes, key=lambda vote: vote[0])

@@ -285,10 +285,15 @@ def summary(lines: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> dic
         "first_problem": bad[0] if bad else None,
     }
     if key == "scores":
-        found |= {"mean": float(values.mean()), "std": float(values.std())}
+        found |= {"mean": float(values.mean()), "std": float(values.std()), "mean_ci": _mean_interval(scored)}
     else:
         found |= _text_figures(scored)
     return found | _agreement_figures(scored, key)
+
+
+def _mean_interval(scored: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    sums, counts = (np.array([float(part(line["scores"])) for line in scored]) for part in (sum, len))
+    return bootstrap_sums((sums, counts), lambda a, b: a / b, [line["prompt_id"] for line in scored])["ci"]
 
 
 def _text_figures(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

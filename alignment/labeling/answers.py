@@ -10,7 +10,7 @@ from alignment.ratings import Assignment, ChoiceShown, Gold, Rating
 
 BOTH_BAD, FLAGGED = "both_bad", "flagged"
 SCORES = range(1, 8)
-_BETTER = {3: "much better", 2: "clearly better", 1: "slightly better"}
+BETTER = {3: "much better", 2: "clearly better", 1: "slightly better"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LabelerAnswer:
         if self.score is not None:
             return f"{self.score} of {SCORES[-1]}"
         if self.choice in ("left", "right"):
-            how = "better" if self.strength is None else _BETTER[self.strength]
+            how = "better" if self.strength is None else BETTER[self.strength]
             return f"{self.choice.upper()} is {how}"
         return {"tie": "both bad" if BOTH_BAD in self.flags else "a tie", "skip": "skipped"}[self.choice]
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from alignment.data.row_files import BadRow
 from alignment.errors import UserError
-from alignment.ratings import Completion, Gold, Why
+from alignment.ratings import Completion, Gold, View, Why
+from alignment.ratings.questionnaire import check_shape, checked_questions
 from alignment.ratings.records import as_completion, as_message, check_answer, check_item, check_labeler
+from alignment.ratings.settings import WORDING_KINDS
+from alignment.terminal import clean
 
-ITEM_KEYS = ("kind", "prompt", "completions", "need", "gold", "metadata", "ratings")
+ITEM_KEYS = ("item", "kind", "prompt", "completions", "need", "gold", "metadata", "ratings", "wordings")
 _OPTIONAL = ("strength", "ranks", "score", "given", "order_shown", "seconds", "comment", "flags")
+_SEEN = ("guideline", "questions", "view", "answers")
 LATEST = 2.0**53
 """Above any time in seconds, and below what a database has no room for."""
-RATING_KEYS = ("labeler", "choice", *_OPTIONAL, "claimed_at", "done_at", "why", "simulated")
+RATING_KEYS = ("labeler", "choice", *_OPTIONAL, *_SEEN, "claimed_at", "done_at", "why", "simulated")
 
 
 def checked_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry (see `formats.Entry`) that a line holds.
+    """The fields of an entry (see `formats.Entry`) that a line holds; the item's number belongs to another file.
 
     Raises:
         BadRow: a key is missing, unknown or of the wrong kind.
@@ -43,7 +47,8 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
     metadata, ratings = row.get("metadata") or {}, row.get("ratings") or []
     _need(isinstance(metadata, dict), "'metadata' must be an object")
     _need(isinstance(ratings, list), "'ratings' must be a list")
-    answers = [_answer(each, kind, len(completions), number) for number, each in enumerate(ratings, 1)]
+    lengths = [len(completion.text) for completion in completions]
+    answers = [_answer(each, kind, lengths, number) for number, each in enumerate(ratings, 1)]
     seen = [(answer["labeler"], answer["why"] == "repeat") for answer in answers]
     _need(len(set(seen)) == len(seen), "a labeler has two ratings of this item; the second must be a repeat")
     return {
@@ -54,6 +59,7 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
         "need": need,
         "metadata": metadata,
         "gold": gold,
+        "wordings": _wordings(row.get("wordings") or {}),
         "simulated": frozenset(each["labeler"] for each in ratings if each.get("simulated")),
     }
 
@@ -74,14 +80,15 @@ def _gold(fields: Any) -> Gold | None:
     if fields is None:
         return None
     _need(isinstance(fields, dict), "'gold' must be an object")
-    _check_keys(fields, ("choice", "ranks", "score"), (), "'gold'")
-    ranks = fields.get("ranks")
-    return Gold(
-        fields.get("choice"), None if ranks is None else _numbers(ranks, "the ranks of 'gold'"), fields.get("score")
-    )
+    _check_keys(fields, ("choice", "ranks", "score", "reason"), (), "'gold'")
+    ranks, reason = fields.get("ranks"), fields.get("reason") or ""
+    _need(isinstance(reason, str), "the reason of 'gold' must be a text")
+    ranks = None if ranks is None else _numbers(ranks, "the ranks of 'gold'")
+    return Gold(fields.get("choice"), ranks, fields.get("score"), reason)
 
 
-def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
+def _answer(row: Any, kind: str, lengths: Sequence[int], number: int) -> dict[str, Any]:
+    size = len(lengths)
     where = f"rating {number}"
     _need(isinstance(row, dict), f"{where} must be an object")
     _check_keys(row, RATING_KEYS, ("labeler", "choice"), where)
@@ -107,7 +114,48 @@ def _answer(row: Any, kind: str, size: int, number: int) -> dict[str, Any]:
     is_texts = isinstance(comment, str) and isinstance(flags, list) and all(isinstance(flag, str) for flag in flags)
     _need(is_texts, f"comment and flags of {where} must be a text and a list of texts")
     said = {"labeler": row["labeler"], "choice": row["choice"], "why": why}
-    return answer | times | said | {"order_shown": order, "comment": comment, "flags": flags}
+    return (
+        answer
+        | times
+        | said
+        | _seen(row, kind, lengths, where)
+        | {"order_shown": order, "comment": comment, "flags": flags}
+    )
+
+
+def _seen(row: Any, kind: str, lengths: Sequence[int], where: str) -> dict[str, Any]:
+    """What the labeler was shown and asked, and what they answered."""
+    seen = {key: row.get(key) for key in _SEEN}
+    view = seen["view"]
+    _need(view is None or view in get_args(View), f"view of {where} is {view!a}; expected raw, rendered or null")
+    for key in WORDING_KINDS:
+        fits = seen[key] is None or (type(seen[key]) is int and seen[key] >= 1)
+        _need(fits, f"{key} of {where} is {seen[key]!a}; expected the number of a version")
+    _need(isinstance(seen["answers"], dict | None), f"answers of {where} must be an object")
+    check_shape(kind, len(lengths), seen["answers"] or {})
+    for length, spans in zip(lengths, (seen["answers"] or {}).get("spans", ()), strict=False):
+        _need(
+            all(end <= length for _, end, _ in spans), f"a span of {where} ends after the {length} characters there are"
+        )
+    return seen
+
+
+def _wordings(value: Any) -> dict[str, list[dict[str, Any]]]:
+    """The versions of guideline and questions."""
+    _need(isinstance(value, dict), "'wordings' must be an object")
+    _check_keys(value, WORDING_KINDS, (), "'wordings'")
+    for kind, wordings in value.items():
+        _need(isinstance(wordings, list), f"{kind} of 'wordings' must be a list")
+        for wording in wordings:
+            _need(isinstance(wording, dict), f"each {kind} of 'wordings' must be an object")
+            _check_keys(wording, ("at", "text"), ("at", "text"), f"a {kind} of 'wordings'")
+            fits = type(wording["at"]) in (int, float) and 0 <= wording["at"] < LATEST
+            _need(fits and isinstance(wording["text"], str), f"a {kind} of 'wordings' needs a time and a text")
+            if kind == "questions":
+                wording["text"] = checked_questions(wording["text"])
+            else:
+                wording["text"] = clean(wording["text"])
+    return value
 
 
 def _numbers(value: Any, name: str) -> tuple[int, ...]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from alignment.data.row_files import BadRow
 from alignment.ratings import Completion, Gold, Item, Kind, Rating
 from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.templates.rendering import Message
+
+Wordings = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By kind, each with its `at` and `text`, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Entry:
     metadata: Mapping[str, Any] | None = None
     gold: Gold | None = None
     simulated: frozenset[str] = frozenset()
+    wordings: Wordings = field(default_factory=dict)
+    """All versions of the guideline and of the questions that the file's answers were given under."""
 
 
 class Stored(NamedTuple):
@@ -35,6 +40,7 @@ class Stored(NamedTuple):
     ratings: list[Rating]
     counting: list[Rating]
     simulated: frozenset[str]
+    wordings: Wordings
 
 
 Rows = Iterator[dict[str, Any]]

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from alignment.data.formats import UNFORESEEN, unforeseen
 from alignment.data.importers import PassedOver
 from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
@@ -27,6 +28,7 @@ from alignment.labeling.formats.voting import UnknownWord, words_fix
 from alignment.labeling.joining import Joiner
 from alignment.ratings import RatingsStore
 from alignment.ratings.records import item_key
+from alignment.ratings.settings import WORDING_KINDS
 from alignment.registry import Registry
 from alignment.registry.ratings import reached_by
 from alignment.terminal import one_line
@@ -141,6 +143,7 @@ class _Import:
         self.scale: Any = None
         self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
+        self.versions: dict[str, Mapping[int, int]] = {}
         self.first_uncertain: str | None = None  # the place of a choice whose number is not certain
 
     def take(self, place: str, row: Any) -> None:
@@ -170,6 +173,10 @@ class _Import:
         options = replace(self.options, file=Path(place.rpartition(":")[0]), numbers=self.numbers)
         try:
             read = self.chosen.read(row, options)
+        except (BadRow, UserError):
+            raise
+        except UNFORESEEN as error:
+            raise unforeseen(error, self.chosen.title) from error
         finally:
             if self.first_uncertain is None and not all(self.numbers.values()):
                 self.first_uncertain = place
@@ -190,6 +197,10 @@ class _Import:
         if scale is not None:
             self.scores |= {answer["score"] for answer in entry.answers if "score" in answer}
         self.simulated |= entry.simulated
+        for kind in WORDING_KINDS:
+            if kind in entry.wordings:
+                wordings = [(each["at"], each["text"]) for each in entry.wordings[kind]]
+                self.versions[kind] = self.store.settings.take_wordings(kind, wordings)
         for part, copy in self.joiner.place(entry) if self.joiner else [(entry, self._copy(entry))]:
             try:
                 item = self.store.add_item(
@@ -221,6 +232,9 @@ class _Import:
         return self.copies[key] - 1
 
     def _answer(self, item: int, answer: Mapping[str, Any]) -> Iterator[str]:
+        answer = dict(answer)
+        for kind in WORDING_KINDS:  # the file's versions have other numbers here
+            answer[kind] = self.versions.get(kind, {}).get(answer.get(kind) or 0)
         key = (item, answer["labeler"])
         said = tuple(str(answer.get(name)) for name in ("choice", "strength", "ranks", "score", "given"))
         if self.joiner and key in self.said:
@@ -289,7 +303,11 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     if chosen.write is None:
         raise UserError(f"--format {format}: this format is only read; write one of {', '.join(WRITTEN)}")
     stored = Stored(
-        store.items(), store.ratings(skips=True), store.ratings(for_training=True), store.people.simulated()
+        store.items(),
+        store.ratings(skips=True),
+        store.ratings(for_training=True),
+        store.people.simulated(),
+        _wordings(store),
     )
     left_out: Counter[str] = Counter()
     rows = 0
@@ -308,6 +326,14 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         "ratings": len(stored.ratings),
         "left_out": dict(left_out),
         "drops": chosen.export_drops,
+    }
+
+
+def _wordings(store: RatingsStore) -> dict[str, list[dict[str, Any]]]:
+    """All versions of the guideline and of the questions; a kind that was never set is left out."""
+    kinds = {kind: store.settings.wordings(kind) for kind in WORDING_KINDS}
+    return {
+        kind: [{"at": at, "text": text} for _, at, text in wordings] for kind, wordings in kinds.items() if wordings
     }
 
 

@@ -20,17 +20,19 @@ def show(found: Figures, console: Console) -> None:
     """Print a report, readable at 80 columns."""
     items, ratings = found["items"], found["ratings"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in items["kinds"].items()) or "none"
-    _line(console, "Items", f"{kinds}; {items['gold']} gold")
-    _line(
+    named_line(console, "Items", f"{kinds}; {items['gold']} gold")
+    named_line(
         console,
         "Answers",
-        f"{ratings['counting']} that count, {ratings['controls']} controls, {ratings['skips']} skips",
+        f"{ratings['counting']} that count, {ratings['controls']} controls, {ratings['skips']} skips"
+        + f", {ratings['verdicts']} verdicts of referees" * (ratings["verdicts"] > 0),
     )
     depth = ", ".join(f"{count} with {number}" for number, count in items["answers"].items())
-    _line(console, "Overlap", f"{depth}; {items['complete']} complete, {items['wanted']} answers still wanted")
+    named_line(console, "Overlap", f"{depth}; {items['complete']} complete, {items['wanted']} answers still wanted")
     if ratings["simulated"]:
-        _line(console, "Programs", f"{', '.join(map(one_line, ratings['simulated']))}: simulated, not people")
+        named_line(console, "Programs", f"{', '.join(map(one_line, ratings['simulated']))}: simulated, not people")
     _show_agreement(found, console)
+    _show_questions(found["questions"], console)
     _show_habits(found, console)
     if found["labelers"]:
         _show_labelers(found["labelers"], console)
@@ -41,7 +43,7 @@ def show(found: Figures, console: Console) -> None:
         console.print(Text.assemble(("! ", "bold red"), warning))
 
 
-def _line(console: Console, name: str, said: str) -> None:
+def named_line(console: Console, name: str, said: str) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(width=22, no_wrap=True)
     table.add_column()
@@ -52,26 +54,28 @@ def _line(console: Console, name: str, said: str) -> None:
 def _show_agreement(found: Figures, console: Console) -> None:
     agreement, ordered = found["agreement"], found["ordered"]
     console.print(Text("\nAgreement on which of two answers is better", style="bold underline"))
-    _line(console, "Krippendorff's alpha", _estimate(agreement["alpha_nominal"], "with 2 votes or more"))
+    named_line(console, "Krippendorff's alpha", _estimate(agreement["alpha_nominal"], "with 2 votes or more"))
     fleiss = agreement["fleiss_kappa"]
-    _line(console, "Fleiss' kappa", f"{fleiss['value']:.4f}   {fleiss['n']} items" if fleiss else NONE)
+    named_line(console, "Fleiss' kappa", f"{fleiss['value']:.4f}   {fleiss['n']} items" if fleiss else NONE)
     kappas = sorted(agreement["cohen_kappa"], key=lambda kappa: kappa["value"])
     if len(kappas) > MAX_KAPPAS:
         middle = statistics.median(kappa["value"] for kappa in kappas)
-        _line(console, "Cohen's kappa", f"{middle:.4f} in the middle of {len(kappas)} pairs of labelers; the lowest:")
+        named_line(
+            console, "Cohen's kappa", f"{middle:.4f} in the middle of {len(kappas)} pairs of labelers; the lowest:"
+        )
         kappas = kappas[: MAX_KAPPAS // 2]
     for kappa in kappas:
         names = ", ".join(map(one_line, kappa["labelers"]))
-        _line(console, "Cohen's kappa", f"{kappa['value']:.4f}   {kappa['n']} items: {names}")
-    _line(console, "All three agree", _estimate(agreement["three_way"], "with 3 votes or more"))
-    _line(console, "One human", _estimate(agreement["one_human"], "votes: one person against each other"))
-    _line(console, "Best reachable", _best(agreement["best_reachable"]))
+        named_line(console, "Cohen's kappa", f"{kappa['value']:.4f}   {kappa['n']} items: {names}")
+    named_line(console, "All three agree", _estimate(agreement["three_way"], "with 3 votes or more"))
+    named_line(console, "One human", _estimate(agreement["one_human"], "votes: one person against each other"))
+    named_line(console, "Best reachable", _best(agreement["best_reachable"]))
     scales = {"strength": "pairs, by strength", "ranks": "ranked answers", "scores": "scored answers"}
     for name, words in scales.items():
         for level, value in ordered[name].items():
             if value is not None:
                 kind = level.removeprefix("alpha_")
-                _line(console, f"alpha, {kind}", _estimate(value, words))
+                named_line(console, f"alpha, {kind}", _estimate(value, words))
 
 
 def _best(found: Figures | None) -> str:
@@ -82,23 +86,43 @@ def _best(found: Figures | None) -> str:
     return f"{low:.3f} to {high:.3f}   {found['n']} votes: a model that knows each pair's probability"
 
 
+def _show_questions(found: Figures, console: Console) -> None:
+    """The answers to the questions beside the choice, where there are any."""
+    if not any(found.values()):
+        return
+    console.print(Text("\nQuestions beside the choice", style="bold underline"))
+    for name, figures in found["attributes"].items():
+        named_line(console, name, f"{figures['answers']} answers, mean {figures['mean']:.2f}")
+        if figures["alpha_ordinal"]:
+            named_line(console, "  alpha, ordinal", _estimate(figures["alpha_ordinal"], "with 2 votes or more"))
+        if figures["choice"]:
+            named_line(console, "  also chosen", _percent(figures["choice"], "decided pairs"))
+    for key, title in (("tags", "Reasons"), ("spans", "Passages marked")):
+        if found[key]:
+            by_count = sorted(found[key].items(), key=lambda each: -each[1])
+            named_line(console, title, ", ".join(f"{count} {one_line(words)}" for words, count in by_count))
+    if found["rewrites"] or found["comments"]:
+        said = f"{found['rewrites']} with a rewritten one, {found['comments']} with a comment on one"
+        named_line(console, "Single answers", said)
+
+
 def _show_habits(found: Figures, console: Console) -> None:
     console.print(Text("\nHabits", style="bold underline"))
     position = found["position"]
-    _line(console, "Chose what came first", _percent(position, "decided pairs; 50% without a bias"))
-    _line(console, "Chose the longer one", _percent(found["length"], "decisions"))
+    named_line(console, "Chose what came first", _percent(position, "decided pairs; 50% without a bias"))
+    named_line(console, "Chose the longer one", _percent(found["length"], "decisions"))
     seconds = found["seconds"]
     if seconds:
         low, high = seconds["quartiles"]
         said = f"{seconds['median']:.0f}, half of them {low:.0f} to {high:.0f}   {seconds['n']} answers"
-        _line(console, "Seconds an answer", said)
+        named_line(console, "Seconds an answer", said)
     flags = found["flags"]
     if flags["counts"] or flags["comments"]:
         counts = ", ".join(f"{count} {one_line(flag)}" for flag, count in flags["counts"].items())
-        _line(console, "Flags", f"{counts or 'none'}; {flags['comments']} comments")
+        named_line(console, "Flags", f"{counts or 'none'}; {flags['comments']} comments")
     if flags["look_at"]:
         shown = ", ".join(map(str, flags["look_at"][:10])) + (", ..." if len(flags["look_at"]) > 10 else "")
-        _line(console, "Items to look at", shown)
+        named_line(console, "Items to look at", shown)
 
 
 def _estimate(found: Figures | None, counted: str) -> str:

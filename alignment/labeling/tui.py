@@ -10,33 +10,28 @@ import asyncio
 import math
 import signal
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
-from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Footer, Input
 
 from alignment.labeling import tui_text
+from alignment.labeling.asking import TextKind, name_of
+from alignment.labeling.marking import Mark
 from alignment.labeling.session import Sitting, State
-from alignment.ratings import Assignment, Order, RatingsStore
+from alignment.labeling.tui_item import ItemTexts
+from alignment.labeling.tui_screens import SCROLL, Help, Marking, Text, Writing
+from alignment.ratings import Assignment, Order, RatingsStore, View
 from alignment.terminal import clean
 
 MOST_ANSWERS = 9
 DEAF_SECONDS = 0.15  # a key that comes sooner after a new item was meant for the one before
 SIGNALS = {signal.SIGTERM: 143, signal.SIGHUP: 129}
-_SCROLL = ("down", "j", "pagedown", "up", "k", "pageup", "home", "end")
 _LEAVE = ("q", "ctrl+c", "ctrl+d", "ctrl+q")
-
-
-class Text(Static):
-    """Text that is shown as it is; it comes through `clean` or is our own."""
-
-    def __init__(self, text: str | Content = "", **named: Any) -> None:
-        super().__init__(text, markup=False, **named)
 
 
 class CommentInput(Input):
@@ -50,42 +45,6 @@ class CommentInput(Input):
     def replace(self, text: str, start: int, end: int) -> None:
         """Put text in the place of some; typing and pasting come by here too."""
         super().replace(clean(text), start, end)
-
-
-class Help(ModalScreen[None]):
-    """The guideline and the keys; any key that does not scroll closes it."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("down,j,space,pagedown", "scroll(1)", "Down", key_display="j"),
-        Binding("up,k,pageup", "scroll(-1)", "Up", key_display="k"),
-        Binding("enter", "close", "Close", key_display="any other key"),
-    ]
-
-    def __init__(self, guideline: str, kind: str) -> None:
-        super().__init__()
-        self._guideline, self._kind = guideline, kind
-
-    def compose(self) -> ComposeResult:
-        with VerticalScroll(id="help", can_focus=False) as panel:
-            panel.border_title = "Help"
-            if self._guideline.strip():
-                yield Text("What to prefer", classes="heading")
-                yield Text(clean(self._guideline).strip("\n"))
-            yield Text("Keys", classes="heading")
-            yield Text(tui_text.key_table(self._kind))
-        yield Footer(show_command_palette=False)
-
-    def action_scroll(self, pages: int) -> None:
-        panel = self.query_one("#help")
-        panel.scroll_relative(y=pages * max(1, panel.size.height // 2), animate=False)
-
-    def action_close(self) -> None:
-        self.dismiss()
-
-    def on_key(self, event: events.Key) -> None:
-        if event.key not in (*_SCROLL, "space"):
-            event.stop()
-            self.dismiss()
 
 
 class RatingApp(App[int]):
@@ -112,9 +71,14 @@ class RatingApp(App[int]):
         Binding("equals_sign", "press('=')", show=False),
         Binding("backspace", "press('backspace')", show=False),
         Binding("enter", "press('enter')", show=False),
+        Binding("r", "show('raw')", "Raw"),
+        Binding("r", "show('rendered')", "Rendered"),
         Binding("s", "skip", "Skip"),
         Binding("f", "flag", "Flag"),
         Binding("c", "comment", "Comment"),
+        Binding("e", "write('rewrites')", "Rewrite"),
+        Binding("m", "write('comments')", "Notes"),
+        Binding("x", "mark", "Mark"),
         Binding("u", "undo", "Undo"),
         Binding("question_mark", "help", "Help"),
         Binding("q", "leave", "Quit"),
@@ -129,6 +93,8 @@ class RatingApp(App[int]):
         self.deaf_until = math.inf  # monotonic time up to which keys are dropped; what is new is not on the screen yet
         self._last_key = ""
         self._on_screen: tuple[State, Assignment | None] | None = None
+        self._texts = ItemTexts(sitting)
+        self._question = ""
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="top"):
@@ -140,9 +106,11 @@ class RatingApp(App[int]):
             for _ in range(MOST_ANSWERS):  # made once: a screen that grows with each item would slow down
                 yield Text(classes="answer")
         yield Text(id="end")
+        yield Text(id="question")
         with Horizontal(id="choices"):
             for name in ("toward-left", "middle", "toward-right"):
                 yield Text(id=name)
+        yield Text(id="reasons")
         with Horizontal(id="status"):
             yield Text(id="said")
             yield Text(id="marks")
@@ -187,8 +155,16 @@ class RatingApp(App[int]):
         state = self.sitting.state
         if action in ("press", "skip", "flag", "comment"):
             return state == "rate"
+        if action in ("write", "mark"):
+            asked = self.sitting.questionnaire
+            kind = parameters[0] if parameters else "spans"
+            return state == "rate" and bool(
+                {"rewrites": asked.rewrite, "comments": asked.comments}.get(str(kind), asked.spans)
+            )
         if action in ("scroll", "page"):
             return state != "end" and (parameters[0] != "prompt" or self.query_one("#prompt").max_scroll_y > 0)
+        if action == "show":
+            return self._texts.formatted and parameters[0] != self.sitting.view
         return state != "wait" if action == "undo" else True
 
     # --- keys -------------------------------------------------------------------------------------------------------
@@ -198,8 +174,12 @@ class RatingApp(App[int]):
         self.draw()
 
     def on_key(self, event: events.Key) -> None:
-        """Where the sitting waits any key goes on, except those that look around."""
-        if self.sitting.state == "wait" and event.key not in (*_SCROLL, *_LEAVE, "question_mark", "J", "K"):
+        """A letter may be a reason; and where the sitting waits any key goes on, except those that look around."""
+        looks = (*SCROLL, *_LEAVE, "question_mark", "J", "K", *["r"] * self._texts.formatted)
+        if self.sitting.state == "rate" and self.sitting.tag(event.key):
+            event.stop().prevent_default()
+            self.draw()
+        elif self.sitting.state == "wait" and event.key not in looks:
             event.stop().prevent_default()
             self.sitting.go_on()
             self.draw()
@@ -230,9 +210,41 @@ class RatingApp(App[int]):
         self.sitting.comment(event.value)
         self.draw()
 
+    def action_write(self, kind: TextKind) -> None:
+        """Rewrite answers, or comment on them, on a screen of its own."""
+        assignment, given = self.sitting.assignment, self.sitting.draft.texts[kind]
+        assert assignment is not None
+        answers = assignment.completions if kind == "rewrites" else [""] * len(assignment.completions)
+        names = [name_of(assignment.kind, place) or "ANSWER" for place in range(len(answers))]
+        texts = [given.get(place, answers[place]) for place in range(len(answers))]
+
+        def keep(written: dict[int, str] | None) -> None:
+            for place, text in (written or {}).items():
+                self.sitting.write(kind, place, text)
+            self._be_deaf()
+            self.draw()
+
+        self.push_screen(Writing(tui_text.WRITING[kind], names, answers, texts), keep)
+
+    def action_mark(self) -> None:
+        """Mark what is wrong in the answers, on a screen of its own."""
+        assignment = self.sitting.assignment
+        assert assignment is not None
+        names = [name_of(assignment.kind, place) or "ANSWER" for place in range(len(assignment.completions))]
+
+        def keep(marked: dict[int, list[Mark]] | None) -> None:
+            for place, marks in (marked or {}).items():
+                self.sitting.mark(place, marks)
+            self._be_deaf()
+            self.draw()
+
+        kinds, marks = self.sitting.questionnaire.spans, self.sitting.draft.marks
+        self.push_screen(Marking(names, assignment.completions, kinds, marks), keep)
+
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"
-        self.push_screen(Help(self.sitting.store.settings.guideline, kind), self._help_closed)
+        keys = tui_text.key_table(kind, self.sitting.questionnaire)
+        self.push_screen(Help(self.sitting.store.settings.guideline, keys), self._help_closed)
 
     def _help_closed(self, _: None) -> None:
         self._be_deaf()
@@ -242,6 +254,14 @@ class RatingApp(App[int]):
 
     def action_leave(self) -> None:
         self.exit(0)
+
+    def action_show(self, view: View) -> None:
+        """Show the texts as they were written, or rendered."""
+        self.sitting.view = view
+        self._draw_texts()
+        self.draw()
+        self.refresh_bindings()
+        self.call_after_refresh(self._mark_prompt)
 
     def action_scroll(self, what: str, lines: int) -> None:
         self.query_one(f"#{what}").scroll_relative(y=2 * lines, animate=False)
@@ -257,12 +277,19 @@ class RatingApp(App[int]):
         sitting, width = self.sitting, self.size.width
         now = (sitting.state, sitting.assignment)
         if now != self._on_screen:
-            if self._on_screen is None or self._on_screen[0] != sitting.state:
+            before = self._texts.formatted
+            if self._on_screen is None or self._on_screen[1] != sitting.assignment:
+                self._texts.read()
+            if self._on_screen is None or self._on_screen[0] != sitting.state or self._texts.formatted != before:
                 self.refresh_bindings()  # makes the footer anew
             self._on_screen = now
             self._draw_item(sitting.assignment)
             self.deaf_until = math.inf
             self.call_after_refresh(self._shown)
+        elif sitting.question != self._question:  # a key held down must not answer the next question too
+            self.deaf_until = math.inf
+            self.call_after_refresh(self._be_deaf)
+        self._question = sitting.question
         text = {name: self.query_one(f"#{name}", Text) for name in ("position", "said", "marks")}
         text["position"].update(tui_text.position_line(sitting.progress, width))
         text["said"].update("" if sitting.state == "wait" else sitting.said)
@@ -270,8 +297,9 @@ class RatingApp(App[int]):
         marks = ""
         if sitting.assignment is not None:
             self._draw_choices(sitting.assignment, width)
-            marks = "  ".join(["[flagged]"] * sitting.draft.flagged + ["[comment]"] * bool(sitting.draft.comment))
+            marks = "  ".join([*self._texts.marks(), tui_text.marks(sitting.draft)]).strip()
         text["marks"].update(marks)
+        self._draw_questions(sitting.state == "rate")
 
     def _draw_item(self, assignment: Assignment | None) -> None:
         for name in ("prompt", "answers", "choices"):
@@ -279,12 +307,10 @@ class RatingApp(App[int]):
         end = self.query_one("#end", Text)
         end.display = assignment is None
         if assignment is None:
-            end.update(tui_text.end(self.sitting.progress))
+            end.update(tui_text.end(self.sitting.progress, self.sitting.nothing))
             return
-        self.query_one("#messages", Text).update(tui_text.conversation(assignment.prompt))
+        self._draw_texts()
         for index, box in enumerate(self.query(".answer").results(Text)):
-            box.display = index < len(assignment.completions)
-            box.update(tui_text.body(assignment.completions[index]) if box.display else "")
             box.set_class(assignment.kind == "pair" and index == 0, "left")
             box.set_class(assignment.kind == "pair" and index == 1, "right")
             box.set_class(assignment.kind == "single", "single")
@@ -292,18 +318,38 @@ class RatingApp(App[int]):
         # The end of a long conversation is what is answered.
         self.call_after_refresh(self.query_one("#prompt").scroll_end, animate=False)
 
+    def _draw_texts(self) -> None:
+        self._texts.draw(self.query_one("#messages", Text), self.query(".answer").results(Text))
+
+    def _draw_questions(self, asked: bool) -> None:
+        """What is asked now, and the reasons; nothing of an item with the one choice alone."""
+        sitting = self.sitting
+        shown = {
+            "question": Content.styled(sitting.question, "bold") if asked else tui_text.NOTHING,
+            "reasons": tui_text.NOTHING,
+        }
+        if asked and sitting.questionnaire.tags:
+            shown["reasons"] = tui_text.reasons_line(sitting.questionnaire.tags, sitting.draft.tags)
+        for name, text in shown.items():
+            box = self.query_one(f"#{name}", Text)
+            box.display = bool(text)
+            box.update(text)
+
     def _draw_choices(self, assignment: Assignment, width: int) -> None:
         across = tui_text.columns(len(assignment.completions), width)
         self.query_one("#answers").styles.grid_size_columns = across
-        ranking = self.sitting.draft.ranking
+        ranking, step = self.sitting.draft.ranking, self.sitting.draft.step
         if self.sitting.state == "wait":
             texts = tui_text.wait_choices(self.sitting.said, self.sitting.waits_for)
+        elif step is not None:
+            texts = tui_text.pair_choices(width, False) if step.place is None else tui_text.single_choices(width, "")
         elif assignment.kind == "pair":
             texts = tui_text.pair_choices(width)
         elif assignment.kind == "rank":
             texts = tui_text.rank_choices(ranking, width)
         else:
-            texts = tui_text.single_choices(width)
+            texts = tui_text.single_choices(width, *[""] * bool(self._question))
+        self.query_one("#choices").set_class(self.sitting.state == "wait", "told")  # else a long text would be cut
         for box, text in zip(self.query("#choices > Text").results(Text), texts, strict=True):
             box.display = bool(text)
             box.update(text)

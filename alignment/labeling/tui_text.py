@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 from textual.content import Content
 
 from alignment.labeling.answers import Ranking, keys_of
-from alignment.labeling.session import LAST, NOTHING_TO_RATE, WaitsFor, position
+from alignment.labeling.asking import Draft
+from alignment.labeling.session import LAST, WaitsFor, position
 from alignment.ratings import Progress
+from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean
 
 NARROWEST = 36  # columns that an answer needs to be read with ease
@@ -56,10 +58,10 @@ def position_line(progress: Progress, width: int) -> Content:
     return Content.assemble(bar(progress), "  ", line) if width >= 72 else line
 
 
-def end(progress: Progress) -> Content:
+def end(progress: Progress, nothing: str) -> Content:
     """What is shown when there is no item."""
     if not progress.done:
-        return Content.assemble((NOTHING_TO_RATE, "bold"), "\n\nq leaves.")
+        return Content.assemble((nothing, "bold"), "\n\nq leaves.")
     return Content.assemble(
         (LAST, "bold"),
         f" {progress.done} answers, all saved. Thank you!\n\nu takes your last answer back, q leaves.",
@@ -73,12 +75,39 @@ def keys(pairs: Iterable[tuple[str, str]], style: str, width: int) -> Content:
     return Content("  ").join(parts)
 
 
-def pair_choices(width: int) -> Choices:
+WRITING = {
+    "rewrites": " Rewrite an answer as it should have been ",
+    "comments": " Comment on single answers ",
+}
+
+
+def marks(draft: Draft) -> str:
+    """What the item has beside answers to questions."""
+    said = {
+        "[flagged]": draft.flagged,
+        "[comment]": draft.comment,
+        "[rewritten]": draft.texts["rewrites"],
+        "[answers commented]": draft.texts["comments"],
+        "[marked]": any(draft.marks.values()),
+    }
+    return "  ".join(mark for mark, given in said.items() if given)
+
+
+def reasons_line(tags: Mapping[str, str], chosen: Collection[str]) -> Content:
+    """The reasons with their keys; those that are set are filled."""
+    parts = [
+        Content.assemble((key, "bold"), (f" {words} ", f"reverse {DONE}" if words in chosen else ""))
+        for key, words in tags.items()
+    ]
+    return Content.assemble(("why: ", "bold"), Content("  ").join(parts))
+
+
+def pair_choices(width: int, both_bad: bool = True) -> Choices:
     """The seven keys of a pair: each group under the answer that it prefers, or line by line where that is too wide."""
     words = list(WORDS.values())
     groups = [
         (Content.styled("LEFT is better", f"bold {LEFT}"), keys(zip("123", words, strict=True), LEFT, width)),
-        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")], EVEN, width)),
+        (Content.styled("the same", "bold"), keys([("4", "tie"), ("b", "both bad")][: 1 + both_bad], EVEN, width)),
         (Content.styled("RIGHT is better", f"bold {RIGHT}"), keys(zip("567", words[::-1], strict=True), RIGHT, width)),
     ]
     if width < NARROW:
@@ -99,8 +128,8 @@ def rank_choices(ranking: Ranking, width: int) -> Choices:
     return Content("\n").join([Content.assemble(*parts), Content("  ").join(others)]), NOTHING, NOTHING
 
 
-def single_choices(width: int) -> Choices:
-    """The seven scores."""
+def single_choices(width: int, question: str = "How good is the answer?") -> Choices:
+    """The seven scores; the question is left out where it stands above already."""
     words = ["worst", "", "", "middling", "", "", "best"]
     room = "   " if width >= WIDE else "  "
     scale = Content(room).join(
@@ -109,18 +138,24 @@ def single_choices(width: int) -> Choices:
             for score, word in enumerate(words, 1)
         ]
     )
-    return Content("\n").join([Content.styled("How good is the answer?", "bold"), scale]), NOTHING, NOTHING
+    lines = [Content.styled(question, "bold")] * bool(question) + [scale]
+    return Content("\n").join(lines), NOTHING, NOTHING
 
 
-WAITING = {"right": "AS EXPECTED", "wrong": "NOT AS EXPECTED", "store": "SOMETHING IS WRONG"}
+WAITING = {
+    "right": ("AS EXPECTED", "$text-success"),
+    "wrong": ("NOT AS EXPECTED", "$text-warning"),
+    "votes": ("WHAT THE LABELERS SAID", "$text-primary"),
+    "store": ("SOMETHING IS WRONG", "$text-warning"),
+}
 
 
 def wait_choices(said: str, waits_for: WaitsFor) -> Choices:
-    """What became of the answer to a calibration item, or why there is no next one."""
-    style = "$text-success" if waits_for == "right" else "$text-warning"
-    head = Content.styled(f" {WAITING[waits_for]} ", f"bold reverse {style}")
-    words = Content.assemble((said, f"bold {style}"), "   any key goes on")
-    return Content("\n").join([head, words]), NOTHING, NOTHING
+    """What became of the answer to a calibration item, the votes behind a verdict, or why there is no next one."""
+    words, style = WAITING[waits_for]
+    head = Content.styled(f" {words} ", f"bold reverse {style}")
+    told = Content.assemble((said, f"bold {style}"), "   any key goes on")
+    return Content("\n").join([head, told]), NOTHING, NOTHING
 
 
 def rank_title(number: int, ranking: Ranking) -> str:
@@ -140,6 +175,7 @@ def ordinal(rank: int) -> str:
 ALL_KEYS = [
     ("j k ↓ ↑", "scroll the answers, all together; space and page keys by a page"),
     ("J K", "scroll the prompt"),
+    ("r", "text as it was written, or Markdown, tables and code as readers see them"),
     ("s", "skip: you cannot judge it; others will"),
     ("f", "flag: somebody should look at this item"),
     ("c", "comment"),
@@ -148,7 +184,12 @@ ALL_KEYS = [
 ]
 
 
-def key_table(kind: str) -> Content:
-    """All keys on an item of this kind."""
-    rows: Sequence[tuple[str, str]] = [*keys_of(kind), *ALL_KEYS]
+def key_table(kind: str, asked: Questionnaire) -> Content:
+    """All keys on an item of this kind of which this is asked."""
+    marking = "mark what is wrong in the answers: Shift and arrows, or the mouse, then a number"
+    asks: list[tuple[str, str]] = [(key, f"a reason, set and cleared: {words}") for key, words in asked.tags.items()]
+    asks += [("e", "rewrite an answer as it should have been")] * asked.rewrite
+    asks += [("m", "comment on single answers")] * asked.comments
+    asks += [("x", marking)] * bool(asked.spans)
+    rows = [*keys_of(kind), *asks, *ALL_KEYS]
     return Content("\n").join([Content.assemble((f"{key:<11}", "bold"), words) for key, words in rows])

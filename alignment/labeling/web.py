@@ -7,7 +7,6 @@ Every text is cleaned and escaped on its way into a page (`_environment`), so no
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shlex
@@ -29,22 +28,42 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words, keys_of
+from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
+from alignment.labeling.asking import Draft, new_draft
+from alignment.labeling.desk import show_warnings
+from alignment.labeling.desk_page import progress_page
+from alignment.labeling.refereeing import decided
+from alignment.labeling.rendering.page import item_html
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
 from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
+from alignment.labeling.web_forms import (
+    COMMENT_CHARACTERS,
+    INCOMPLETE,
+    NO_PASSAGE,
+    answer_in,
+    as_sent,
+    buttons,
+    by_letter,
+    draft_in,
+    marked_lines,
+    names_of,
+    overall_heading,
+    saved,
+    seconds_of,
+    shown_steps,
+)
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
-from alignment.ratings import Assignment, Order, Rating, RatingsStore
-from alignment.terminal import clean, one_line
+from alignment.ratings import Assignment, Order, RatingsStore
+from alignment.ratings.setup_warnings import setup_warnings
+from alignment.terminal import clean, one_line, screen
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
-COMMENT_CHARACTERS = 4000
 SESSION_SECONDS = 30 * 24 * 3600
 ASSETS = {"rate.css": "text/css", "rate.js": "text/javascript", "icon.svg": "image/svg+xml"}
-SHORT = ("much better", "clearly", "slightly", "tie", "slightly", "clearly", "much better")
 
 NO_SESSION = "Please open your personal link and press Start. If the link does not work any more, ask for a new one."
-INCOMPLETE = "The answer was not complete: a ranking needs a rank for each answer. The item is still open."
+DEAD_LINK = "This link does not work, or not any more. Please ask for a new one."
 NOT_OPEN = (
     "This item is not open for you: it was answered already, perhaps by a second press or in another window."
     " The answer that was saved first stands; Undo takes it back."
@@ -68,6 +87,7 @@ class Visit:
     token: str
     form: Mapping[str, str]
     shown_at: float
+    order: Order
 
 
 Work = Callable[[Visit, Request], Response]
@@ -91,6 +111,8 @@ class RatingPage:
             Route("/rate", self._visit(self.rate), methods=["POST"]),
             Route("/undo", self._visit(self.undo), methods=["POST"]),
             Route("/practice/{rating}", self._visit(self.practice)),
+            Route("/votes/{rating}", self._visit(self.votes)),
+            Route("/progress/{token}", self.progress),
             Route("/l/{token}", self.link),
             Route("/l/{token}/", self.link),
             Route("/start", self.start, methods=["POST"]),
@@ -110,8 +132,15 @@ class RatingPage:
         in from a mail, would not come back with a redirect.
         """
         token = request.path_params["token"]
-        labeler, guideline = await run_in_threadpool(self._greeting, token)
-        return self._page("start.html", labeler=labeler, guideline=guideline, token=token)
+        labeler, guideline, referee = await run_in_threadpool(self._greeting, token)
+        return self._page("start.html", labeler=labeler, guideline=guideline, referee=referee, token=token)
+
+    async def progress(self, request: Request) -> Response:
+        """How far the rating is, for the organiser, whose link opens this page alone."""
+        found = await run_in_threadpool(progress_page, self.db, request.path_params["token"])
+        if found is None:
+            raise HTTPException(404, DEAD_LINK)
+        return self._page("progress.html", **found)
 
     async def start(self, request: Request) -> Response:
         """Turn the link's token into the session's cookie."""
@@ -125,25 +154,33 @@ class RatingPage:
 
     def item(self, visit: Visit, request: Request) -> Response:
         """The next item, or that there is none."""
-        said = _saved(request.query_params.get("saved", ""))
-        return self._item(visit, visit.store.claim(visit.labeler, order=self.order), said)
+        said = saved(request.query_params.get("saved", ""))
+        return self._item(visit, visit.store.claim(visit.labeler, order=visit.order), said)
 
     def rate(self, visit: Visit, _: Request) -> Response:
         """Save an answer and go on. One that comes twice, or for what is not theirs to answer, is explained."""
         item = _found(visit, visit.form.get("rating", ""), unanswered=True)
         if item is None:
             return self._not_open(visit)
-        answer = _answer(item, visit.form)
+        item = as_sent(item, visit.form)
+        draft = draft_in(item, visit.store.settings.questionnaire(item.questions), visit.form)
+        answer = answer_in(item, visit.form)
+        if answer is None or (answer != SKIP and draft.step is not None):
+            return self._item(visit, item, INCOMPLETE, draft, 422)
+        if answer != SKIP and (unfound := [line for lines in draft.unfound.values() for line in lines]):
+            return self._item(visit, item, NO_PASSAGE.format("; ".join(unfound)[:300]), draft, 422)
         try:
             visit.store.submit(
                 item,
                 answer.choice,
-                _seconds(visit),
+                seconds_of(visit.form, visit.shown_at),
                 strength=answer.strength,
-                comment=visit.form.get("comment", "").strip()[:COMMENT_CHARACTERS],
-                flags=answer.flags + (FLAGGED,) * ("flag" in visit.form),
+                comment=draft.comment,
+                flags=answer.flags + (FLAGGED,) * draft.flagged,
                 ranks_shown=answer.ranks,
                 score=answer.score,
+                view="rendered" if visit.form.get("view") == "rendered" else "raw",
+                answers=draft.answers,
             )
         except UserError:
             if _found(visit, visit.form.get("rating", ""), unanswered=True) is None:  # a second press was faster
@@ -151,17 +188,21 @@ class RatingPage:
             raise
         if visit.store.feedback(item) is not None:
             return RedirectResponse(f"/practice/{item.rating}", 303)
+        if decided(visit.store, item) is not None:
+            return RedirectResponse(f"/votes/{item.rating}", 303)
         code = "".join(map(str, answer.ranks)) if answer.ranks else visit.form["answer"]
         return RedirectResponse("/?saved=skip" if answer == SKIP else f"/?saved={item.kind}-{code}", 303)
 
     def undo(self, visit: Visit, _: Request) -> Response:
         """Reopen the last answer, with what came with it."""
-        former, undone = visit.store.last_rating(visit.labeler), visit.store.undo(visit.labeler)
+        former = visit.store.last_rating(visit.labeler, visit.order)
+        undone = visit.store.undo(visit.labeler, visit.order)
         if undone is None or former is None:
-            claimed = visit.store.claim(visit.labeler, order=self.order)
+            claimed = visit.store.claim(visit.labeler, order=visit.order)
             return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
-        said = f"Taken back, please answer again. Your answer was: {_by_letter(str(as_shown(former, undone)))}."
-        return self._item(visit, undone, said, former)
+        said = f"Taken back, please answer again. Your answer was: {by_letter(str(as_shown(former, undone)))}."
+        asked = visit.store.settings.questionnaire(undone.questions)
+        return self._item(visit, undone, said, new_draft(asked, undone, former))
 
     def practice(self, visit: Visit, request: Request) -> Response:
         """What the right answer to a calibration item was."""
@@ -169,8 +210,24 @@ class RatingPage:
         feedback = None if item is None else visit.store.feedback(item)
         if item is None or feedback is None:
             return RedirectResponse("/", 303)
-        expected = _by_letter(expected_in_words(feedback.expected_shown))
-        return self._page("practice.html", item=item, names=_names(item), right=feedback.right, expected=expected)
+        said, expected = str(as_shown(feedback.rating, item)), feedback.expected_shown
+        words: dict[str, Any] = {
+            "said": by_letter(said),
+            "expected": by_letter(expected_in_words(expected)),
+            "reason": expected.reason,
+            "rendered": item_html(item),
+        }
+        return self._page("practice.html", item=item, names=names_of(item), right=feedback.right, **words)
+
+    def votes(self, visit: Visit, request: Request) -> Response:
+        """What the labelers said of an item that the referee has decided."""
+        item = _found(visit, request.path_params["rating"])
+        shown = None if item is None else decided(visit.store, item)
+        if item is None or shown is None:
+            return RedirectResponse("/", 303)
+        said = [*map(by_letter, shown.votes), *shown.comments]
+        verdict, csrf = by_letter(shown.verdict), seal(visit.token)
+        return self._page("votes.html", item=item, names=names_of(item), verdict=verdict, votes=said, csrf=csrf)
 
     def error(self, _: Request, error: Exception) -> Response:
         """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""
@@ -202,36 +259,47 @@ class RatingPage:
             shown_at = time.time() if form is None else unseal(token, form.get("csrf", ""))
             if shown_at is None:
                 raise HTTPException(403, FOREIGN)
-            return work(Visit(store, labeler, token, form or {}, shown_at), request)
+            order: Order = "disputed" if labeler in store.people.referees() else self.order
+            return work(Visit(store, labeler, token, form or {}, shown_at, order), request)
 
-    def _greeting(self, token: str) -> tuple[str, str]:
-        """Whose link it is, and the guideline."""
+    def _greeting(self, token: str) -> tuple[str, str, bool]:
+        """Whose link it is, the guideline, and whether they are a referee."""
         with RatingsStore(self.db) as store:
             labeler = store.people.labeler_of(token)
             if labeler is None:
-                raise HTTPException(404, "This link does not work, or not any more. Please ask for a new one.")
-            return labeler, store.settings.guideline
+                raise HTTPException(404, DEAD_LINK)
+            return labeler, store.settings.guideline, labeler in store.people.referees()
 
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
 
-    def _item(self, visit: Visit, item: Assignment | None, said: str, former: Rating | None = None) -> Response:
-        progress = visit.store.progress(visit.labeler)
+    def _item(
+        self, visit: Visit, item: Assignment | None, said: str, draft: Draft | None = None, status: int = 200
+    ) -> Response:
+        progress = visit.store.progress(visit.labeler, visit.order)
         shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
         if item is None:
             return self._page("end.html", **shown)
+        asked = visit.store.settings.questionnaire(item.questions)
+        draft = draft or new_draft(asked, item)
         return self._page(
             "item.html",
+            status,
             **shown,
             item=item,
-            names=_names(item),
-            buttons=_buttons(item.kind),
+            rendered=item_html(item),
+            raw=visit.form.get("view") == "raw",
+            names=names_of(item),
+            buttons=buttons(item.kind),
             ends=("A is better", "B is better") if item.kind == "pair" else ("worst", "best"),
-            keys=[(key, _by_letter(words)) for key, words in keys_of(item.kind) if key.isascii()],
+            keys=[(key, by_letter(words)) for key, words in keys_of(item.kind) if key.isascii()],
             place=position(progress),
             guideline=visit.store.settings.guideline,
-            comment=former.comment if former else "",
-            flagged=former is not None and FLAGGED in former.flags,
+            draft=draft,
+            steps=shown_steps(draft, item.kind),
+            overall=overall_heading(asked, draft, item.kind),
+            asked=asked,
+            marked=marked_lines(item, asked, draft),
             comment_characters=COMMENT_CHARACTERS,
         )
 
@@ -291,12 +359,14 @@ def serve(
     server = page_server(app)
     # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
     # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
-    with RatingsStore(db), listen(host, port, server) as listener, quiet_logs():
+    with RatingsStore(db) as store, listen(host, port, server) as listener, quiet_logs():
         address = f"http://{host}:{listener.getsockname()[1]}"
         base = f"https://{public}" if public else address
-        invite = f"{called} invite NAME --db {shlex.quote(one_line(str(db)))} --url {base}"
+        where = f"--db {shlex.quote(one_line(str(db)))} --url {base}"
+        show_warnings(setup_warnings(store), screen(stderr=True))
         print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
-        print(f"Links for labelers: {invite}", file=sys.stderr)
+        print(f"Your link to their progress: {called} progress --link {where}", file=sys.stderr)
+        print(f"Links for labelers: {called} invite NAME {where}", file=sys.stderr)
         if public:
             print(OPENS.format(listener.getsockname()[1]), file=sys.stderr)
         try:
@@ -324,60 +394,3 @@ def _found(visit: Visit, rating: str, unanswered: bool = False) -> Assignment | 
     if not re.fullmatch("[0-9]{1,18}", rating):  # SQLite takes no larger number
         return None
     return visit.store.assignment(int(rating), visit.labeler, unanswered)
-
-
-def _names(item: Assignment) -> list[str]:
-    """Of the answers. Letters where the terminal says left and right: on a phone they stand one below the other."""
-    names = {"pair": ["Answer A", "Answer B"], "single": ["Answer"]}
-    return names.get(item.kind) or [f"Answer {number + 1}" for number in range(len(item.completions))]
-
-
-def _by_letter(words: str) -> str:
-    return words.replace("LEFT", "A").replace("RIGHT", "B")
-
-
-def _buttons(kind: str) -> list[tuple[str, str, str]]:
-    """Key, words that only a screen reader needs, and words of the seven buttons."""
-    if kind == "pair":
-        sides = ("A is", "A is", "A is", "a", "B is", "B is", "B is")
-        return [(str(place + 1), sides[place], SHORT[place]) for place in range(7)]
-    return [(key, "of 7", "") for key in SINGLE]
-
-
-def _answer(item: Assignment, form: Mapping[str, str]) -> LabelerAnswer:
-    """What the form says of the item. Raises HTTPException (422) if that is no whole answer."""
-    key = form.get("answer", "")
-    if key == "s":
-        return SKIP
-    if item.kind == "rank":
-        ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
-        if key == "ranked" and all(re.fullmatch("[1-9]", rank) for rank in ranks):
-            return LabelerAnswer("ranked", ranks=tuple(map(int, ranks)))
-    elif answer := (PAIR if item.kind == "pair" else SINGLE).get(key):
-        return answer
-    raise HTTPException(422, INCOMPLETE)
-
-
-def _saved(code: str) -> str:
-    """Words for what was saved, from a code of a few forms: free words in a link could say anything on the page."""
-    kind, _, rest = code.partition("-")
-    answer = {"pair": PAIR, "single": SINGLE}.get(kind, {}).get(rest)
-    if kind == "rank" and re.fullmatch("[1-9]{2,9}", rest):
-        answer = LabelerAnswer("ranked", ranks=tuple(map(int, rest)))
-    if answer is None:
-        return "Skipped." if code == "skip" else ""
-    return f"Saved: {_by_letter(str(answer))}."
-
-
-def _seconds(visit: Visit) -> float:
-    """How long the labeler looked at the item.
-
-    The page counts while it is in view, which leaves out the phone call in between; but a browser may say anything,
-    so never more than passed here since the form was made. Without a script that is all there is.
-    """
-    passed = max(0.0, time.time() - visit.shown_at)
-    try:
-        told = float(visit.form.get("seconds", ""))
-    except ValueError:
-        return passed
-    return min(told, passed) if math.isfinite(told) and told >= 0 else passed

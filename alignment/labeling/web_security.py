@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-BODY_BYTES = 64 * 1024  # 4,000 characters of comment are at most 48,000 bytes on the wire
-FORM_FIELDS = 32
+BODY_BYTES = 1024 * 1024  # nine answers of 12,000 characters, each of which is at most 9 bytes on the wire in CJK
+FORM_FIELDS = 256  # twelve questions about nine answers, and the rest
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
     " form-action 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -58,7 +58,7 @@ async def read_form(request: Request, secure: bool) -> dict[str, str]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > BODY_BYTES:
-            raise HTTPException(413, "That is more than this page takes. Please shorten the comment.")
+            raise HTTPException(413, "That is more than this page takes. Please shorten what you wrote.")
     try:
         text = body.decode("ascii", "replace")
         return dict(parse_qsl(text, keep_blank_values=True, errors="replace", max_num_fields=FORM_FIELDS))

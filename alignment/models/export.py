@@ -24,7 +24,7 @@ from alignment.models.scalar import SCORE, load_body, load_plain_classifier, loa
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
-from alignment.registry.card import compared, escape
+from alignment.registry.card import escape, evaluated
 from alignment.registry.files import MANIFEST
 from alignment.registry.reviews import rejection
 
@@ -37,7 +37,7 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
 
     Each member of an ensemble gets a folder of its own. An adapter is merged, or with `adapter_only` written as a PEFT
     folder that names its base. The result is loaded again by the plain library, and its logits on random tokens are
-    compared, in float32, with those of the adapter on the weights that it was trained on.
+    evaluated, in float32, with those of the adapter on the weights that it was trained on.
 
     Returns:
         A report on the export; for an adapter with `logits_difference`, relative to the largest logit above 1.
@@ -62,7 +62,7 @@ def export(ref: str, folder: Path, registry: Registry, *, adapter_only: bool = F
         version = registry.resolve(source.label)
         if rejected := rejection(registry, version):
             report["rejected"] = rejected
-        _write_readme(source, staging, role != "policy", report, compared(registry, version))
+        _write_readme(source, staging, role != "policy", report, evaluated(registry, version))
         return report
 
 

@@ -19,6 +19,7 @@ from alignment.ratings.records import (
     Order,
     Progress,
     Rating,
+    View,
     Why,
     is_right,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Progress",
     "Rating",
     "RatingsStore",
+    "View",
     "Why",
     "is_ratings_file",
     "is_right",

@@ -26,9 +26,10 @@ EXACT_ITEMS = 2000  # controls among so many items to come are counted exactly, 
 # The labeler's open rows that may still be answered: the lease is valid, or others' answers and leases leave room.
 _MINE_OPEN = f"""
 FROM rating JOIN item ON item.id = rating.item
-WHERE rating.labeler = :me AND done = 0 AND (NOT {COUNTS} OR claimed_at > :cutoff OR need > answered + (
-  SELECT count(*) FROM rating AS other WHERE other.item = item.id AND other.labeler <> :me AND NOT other.done
-  AND other.claimed_at > :cutoff AND other.{COUNTS}))
+WHERE rating.labeler = :me AND done = 0 AND why <> 'verdict' AND (
+  NOT {COUNTS} OR claimed_at > :cutoff OR need > answered + (SELECT count(*) FROM rating AS other
+  WHERE other.item = item.id AND other.labeler <> :me AND NOT other.done AND other.claimed_at > :cutoff
+  AND other.{COUNTS}))
 """
 # Items whose need is covered by others' valid leases; a handful at any time.
 _TAKEN = f"""
@@ -86,9 +87,11 @@ class Labeler:
 
     @cached_property
     def tally(self) -> Counter[tuple[str, str | None]]:
-        """Number of their rows by (why, choice); the choice of an open row is None."""
+        """Number of their rows by (why, choice), without verdicts; the choice of an open row is None."""
         rows = self._db.execute(
-            "SELECT why, choice, count(*) AS n FROM rating WHERE labeler = :me GROUP BY why, choice", self._values
+            "SELECT why, choice, count(*) AS n FROM rating WHERE labeler = :me AND why <> 'verdict'"
+            " GROUP BY why, choice",
+            self._values,
         )
         return Counter({(row["why"], row["choice"]): row["n"] for row in rows})
 

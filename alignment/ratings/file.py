@@ -14,17 +14,18 @@ from typing import Any
 from urllib.parse import quote
 
 from alignment.errors import UserError
-from alignment.ratings.records import dump
+from alignment.ratings.records import CONTROLS, NO_VOTES, dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
 """Errors of a file that is locked, read-only, damaged or on a full disk. Their subclasses are programming errors."""
 
-# Rows that count toward an item's `need`; see records.CONTROLS.
-COUNTS = "why NOT IN ('gold', 'calibration', 'repeat')"
+# Rows that count toward an item's `need`; see records.NO_VOTES.
+COUNTS = f"why NOT IN {NO_VOTES}"
+LEARNED = f"why NOT IN {CONTROLS}"  # rows that a model's training reads
 EVENT_TRIGGERS = {
     name: f"CREATE TRIGGER {name} BEFORE {verb} ON event"
     " BEGIN SELECT RAISE(ABORT, 'the event log is append-only'); END;"
@@ -41,6 +42,23 @@ CREATE TABLE event(
 # from the ratings, and a claim need not count ratings for each item.
 _RATED = f"(new.done AND new.choice <> 'skip' AND new.{COUNTS})"
 _WAS_RATED = _RATED.replace("new.", "old.")
+# What a rating was given under: versions of guideline and questions, NULL if there were none or they are not known; how
+# the answers were shown; and the answers to the questions, as JSON.
+_GIVEN_UNDER = (
+    "guideline INTEGER",
+    "questions INTEGER",
+    "view TEXT CHECK(view IN ('raw', 'rendered'))",
+    "answers TEXT",
+)
+_TRIGGERS = f"""
+CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
+  UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
+CREATE TRIGGER rating_changed AFTER UPDATE OF done, choice, why, item ON rating BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item AND {_WAS_RATED};
+  UPDATE item SET answered = answered + 1 WHERE id = new.item AND {_RATED}; END;
+CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
+  UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
+"""
 _TABLES = f"""
 CREATE TABLE item(
   id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL CHECK(kind IN ('pair', 'rank', 'single')),
@@ -56,21 +74,15 @@ CREATE TABLE rating(
   strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
   given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]',
   why TEXT NOT NULL DEFAULT 'random', claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
+  {", ".join(_GIVEN_UNDER)},
   CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
 CREATE INDEX rating_by_labeler ON rating(labeler, done, done_at);
 CREATE INDEX rating_by_why ON rating(labeler, why, choice);
 CREATE INDEX rating_open ON rating(claimed_at) WHERE NOT done;
-CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
-  UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
-CREATE TRIGGER rating_changed AFTER UPDATE OF done, choice, why, item ON rating BEGIN
-  UPDATE item SET answered = answered - 1 WHERE id = old.item AND {_WAS_RATED};
-  UPDATE item SET answered = answered + 1 WHERE id = new.item AND {_RATED}; END;
-CREATE TRIGGER rating_removed AFTER DELETE ON rating WHEN {_WAS_RATED} BEGIN
-  UPDATE item SET answered = answered - 1 WHERE id = old.item; END;
 CREATE TABLE invitation(labeler TEXT PRIMARY KEY, token_sha256 TEXT NOT NULL UNIQUE, at REAL NOT NULL) WITHOUT ROWID;
-"""
+{_TRIGGERS}"""
 _IS_OPEN = "({0}.gold IS NULL AND {0}.answered < {0}.need)"
 _OLD_OPEN, _NEW_OPEN = _IS_OPEN.format("old"), _IS_OPEN.format("new")
 # The number of ordinary items that need answers, which the progress of every labeler shows after each answer.
@@ -83,6 +95,21 @@ CREATE TRIGGER item_changed AFTER UPDATE OF need, answered, gold ON item WHEN {_
   UPDATE counter SET value = value + {_NEW_OPEN} - {_OLD_OPEN} WHERE name = 'open'; END;
 CREATE TRIGGER item_removed AFTER DELETE ON item WHEN {_OLD_OPEN} BEGIN
   UPDATE counter SET value = value - 1 WHERE name = 'open'; END;
+"""
+_WORDING = """
+CREATE TABLE wording(
+  kind TEXT NOT NULL CHECK(kind IN ('guideline', 'questions')), version INTEGER NOT NULL, at REAL NOT NULL,
+  text TEXT NOT NULL, PRIMARY KEY(kind, version)) WITHOUT ROWID;
+"""
+# The event log has every earlier guideline and its time. Imported ratings were given elsewhere, under another one.
+_GUIDELINES = """
+INSERT INTO wording SELECT 'guideline', row_number() OVER (ORDER BY id), at, json_extract(payload, '$.guideline')
+  FROM event WHERE kind = 'setting' AND json_type(payload, '$.guideline') = 'text';
+UPDATE rating SET guideline = (SELECT max(version) FROM wording WHERE kind = 'guideline' AND at <= rating.done_at)
+  WHERE done AND why <> 'import';
+INSERT INTO wording SELECT key, 1, strftime('%s', 'now'), value FROM meta
+  WHERE key = 'guideline' AND value <> '' AND NOT EXISTS (SELECT 1 FROM wording);
+DELETE FROM meta WHERE key = 'guideline';
 """
 _HEADER = f"PRAGMA application_id = {APPLICATION_ID};\nPRAGMA user_version = {SCHEMA_VERSION};\n"
 # Schema 1 had pairs only, one row per item and labeler, and no counter. Its tables are replaced.
@@ -98,13 +125,18 @@ INSERT INTO rating(id, item, labeler, order_shown, choice, strength, seconds, co
   FROM rating_1 ORDER BY id;
 DROP TABLE rating_1;
 DROP TABLE item_1;
-{_COUNTER}
-{_HEADER}
-"""
-# Schema 2 had no scores on scales of other tools.
-_FROM_2 = f"ALTER TABLE rating ADD COLUMN given REAL;\n{_COUNTER}\n{_HEADER}"
-# Schema 3 counted the items that need answers at each answer.
-_FROM_3 = f"{_COUNTER}\n{_HEADER}"
+{_COUNTER}{_WORDING}{_GUIDELINES}"""
+# What each later schema added: 3 the scores on scales of other tools, 4 the counter of items that need answers, 5 the
+# questions and the versions, and verdicts, which the triggers must not count.
+_ADDED = {
+    3: "ALTER TABLE rating ADD COLUMN given REAL;\n",
+    4: _COUNTER,
+    5: "".join(f"ALTER TABLE rating ADD COLUMN {column};\n" for column in _GIVEN_UNDER)
+    + _WORDING
+    + _GUIDELINES
+    + "".join(f"DROP TRIGGER rating_{name};\n" for name in ("added", "changed", "removed"))
+    + _TRIGGERS,
+}
 
 
 def is_ratings_file(path: str | os.PathLike[str]) -> bool:
@@ -153,7 +185,7 @@ class RatingsFile:
                 self._make(seed)
             # WAL mode comes after the header is in the main file, where `is_ratings_file` reads it.
             self.db.execute("PRAGMA journal_mode = WAL")
-            if self._version() in (1, 2, 3):
+            if self._version() in range(1, SCHEMA_VERSION):
                 self._migrate()
             version = self._version()
         except (OSError, sqlite3.Error) as error:
@@ -240,7 +272,7 @@ class RatingsFile:
             self.db.execute("ROLLBACK")
             return
         for statement in _statements(
-            _META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _COUNTER + _HEADER
+            _META + _EVENT + "\n".join(EVENT_TRIGGERS.values()) + _TABLES + _COUNTER + _WORDING + _HEADER
         ):
             self.db.execute(statement)
         self.set_meta("seed", str(seed))
@@ -249,16 +281,12 @@ class RatingsFile:
 
     def _migrate(self) -> None:
         with self.transaction():
-            if self._version() == 1:  # another process may have migrated it already
-                for statement in _statements(_FROM_1):
-                    self.db.execute(statement)
+            version = self._version()  # another process may have migrated it already
+            script = _FROM_1 if version == 1 else "".join(_ADDED[newer] for newer in _ADDED if newer > version)
+            for statement in _statements(script + _HEADER):
+                self.db.execute(statement)
+            if version == 1:
                 self._name_file()
-            elif self._version() == 2:
-                for statement in _statements(_FROM_2):
-                    self.db.execute(statement)
-            elif self._version() == 3:
-                for statement in _statements(_FROM_3):
-                    self.db.execute(statement)
 
     def _name_file(self) -> None:
         """Set the random id that models' manifests refer to, and the salt of the labelers' hashes."""

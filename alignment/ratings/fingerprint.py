@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from alignment.ratings.file import COUNTS, RatingsFile
+from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.people import People
 from alignment.ratings.records import digest, dump
 
 
 def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] | None = None) -> dict[str, Any]:
-    """Counts and digests of the ratings that models are trained on, and whether any labeler is simulated.
+    """Counts and digests of the ratings that training reads, and whether any labeler is simulated. The votes on an
+    item with a verdict are among them: they say how much it weighs, and who agrees.
 
     Args:
         labelers: the names of those whose ratings are used; None: everybody's.
 
     `ratings`, `items` and `labelers` are counts. `sha256` covers the rated texts and the answers, regardless of their
     order and of who gave them. `database` and `rating_ids` (as "1-40,42") identify the rows and their file.
-    `labeler_hashes` counts ratings by labeler; see `People.labeler_hash`. `answered_by` counts rated items by the model
+    `labeler_hashes` counts ratings by labeler; see `People.labeler_hash`. `rewritten_by` counts the ratings with a
+    rewritten answer by its author's hash, if there are any. `answered_by` counts rated items by the model
     that wrote a completion.
     """
-    counted = f"done AND choice <> 'skip' AND {COUNTS}"
+    counted = f"done AND choice <> 'skip' AND {LEARNED}"
     if labelers is not None:
         counted += " AND labeler IN (SELECT value FROM json_each(:labelers))"
     values = {"labelers": dump(sorted(labelers or ()))}
     rows = file.db.execute(
-        "SELECT rating.id, item.key, item, labeler, choice, strength, ranks, score, given FROM rating"
+        "SELECT rating.id, item.key, item, labeler, why, choice, strength, ranks, score, given, answers FROM rating"
         f" JOIN item ON item.id = rating.item WHERE {counted} ORDER BY rating.id",
         values,
     ).fetchall()
     names = ("key", "choice", "strength", "ranks", "score")
-    answers = [[*map(row.__getitem__, names), *([] if row["given"] is None else [row["given"]])] for row in rows]
+    answers = [
+        [*map(row.__getitem__, names), *(row[name] for name in ("given", "answers") if row[name] is not None)]
+        + ["verdict"] * (row["why"] == "verdict")
+        for row in rows
+    ]
     counts = Counter(row["labeler"] for row in rows)
     models = file.db.execute(
         "SELECT json_extract(value, '$.model') AS model, count(DISTINCT item.id) AS items"
@@ -40,6 +47,8 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         f" WHERE rating.item = item.id AND {counted}) GROUP BY model ORDER BY model",
         values,
     ).fetchall()
+    rewrites = Counter(row["labeler"] for row in rows if row["answers"] and "rewrites" in json.loads(row["answers"]))
+    rewritten_by = {people.labeler_hash(name): count for name, count in sorted(rewrites.items())}
     simulated = people.simulated() if labelers is None else people.simulated().intersection(labelers)
     return {
         "ratings": len(rows),
@@ -52,6 +61,7 @@ def fingerprint_of(file: RatingsFile, people: People, labelers: Collection[str] 
         "rating_ids": _ranges([row["id"] for row in rows]),
         "labeler_hashes": {people.labeler_hash(name): count for name, count in sorted(counts.items())},
         "answered_by": {row["model"]: row["items"] for row in models},
+        **({"rewritten_by": rewritten_by} if rewritten_by else {}),
     }
 
 

@@ -29,8 +29,9 @@ from alignment.ratings.agreement import (
     wilson,
 )
 from alignment.ratings.pairs import Pair, pairs_with_choices
+from alignment.ratings.question_figures import question_figures
 from alignment.ratings.reachable import agreement_shares
-from alignment.ratings.records import CONTROLS
+from alignment.ratings.records import CONTROLS, NO_VOTES
 from alignment.ratings.warnings import warnings_of
 
 Figures = dict[str, Any]
@@ -53,7 +54,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         simulated = frozenset(map(store.people.labeler_hash, simulated))
     if labelers:
         ratings = [rating for rating in ratings if rating.labeler in labelers]
-    counting = [rating for rating in ratings if rating.why not in CONTROLS and rating.choice != "skip"]
+    counting = [rating for rating in ratings if rating.why not in NO_VOTES and rating.choice != "skip"]
     pairs = list(pairs_with_choices(list(items.values()), counting))
     quality: Figures = {
         "db": str(store.path),
@@ -61,11 +62,13 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         "ratings": {
             "counting": len(counting),
             "controls": sum(rating.why in CONTROLS and rating.choice != "skip" for rating in ratings),
+            "verdicts": sum(rating.why == "verdict" and rating.choice != "skip" for rating in ratings),
             "skips": sum(rating.choice == "skip" for rating in ratings),
             "simulated": sorted(simulated & {rating.labeler for rating in ratings}),
         },
         "agreement": agreement([pair.choices for pair in pairs], [_prompt(pair.item) for pair in pairs]),
         "ordered": _ordered(items, counting),
+        "questions": question_figures(items, counting),
         "position": _preference(preference(_first_shown(ratings))),
         "length": _longer(pairs),
         "seconds": _seconds(ratings),

@@ -15,10 +15,13 @@ from alignment.terminal import clean
 Kind = Literal["pair", "rank", "single"]
 Choice = Literal["first", "second", "tie", "ranked", "scored", "skip"]
 ChoiceShown = Literal["left", "right", "tie", "ranked", "scored", "skip"]
-Order = Literal["random", "uncertain"]
-Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import"]
+Order = Literal["random", "uncertain", "disputed"]
+"""What a labeler gets next. `disputed` makes them a referee: see `alignment.ratings.refereeing`."""
+View = Literal["raw", "rendered"]
+"""How a labeler saw the answers: as text, or with their Markdown rendered."""
+Why = Literal["random", "uncertain", "gold", "calibration", "repeat", "import", "verdict"]
 """Why a labeler got an item: at random, by the reward model's uncertainty, as a control, as a control with feedback, as
-a repeat with the sides flipped; or the answer was imported."""
+a repeat with the sides flipped, as a referee of a disputed item; or the answer was imported."""
 
 _AnyChoice = TypeVar("_AnyChoice", Literal["first", "second", "tie"], str)
 CONTROLS = (
@@ -26,6 +29,7 @@ CONTROLS = (
     "calibration",
     "repeat",
 )  # they measure the labeler; they do not count toward `need` and are not trained on
+NO_VOTES = (*CONTROLS, "verdict")  # a verdict does not count toward `need` either, but models are trained on it
 COMPLETIONS = {"single": (1, 1), "pair": (2, 2), "rank": (2, 9)}  # minimum and maximum
 SCORES = range(1, 8)
 ANSWERS = {"pair": ("first", "second", "tie"), "rank": ("ranked",), "single": ("scored",)}
@@ -43,11 +47,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Gold:
-    """The right answer of a control item: `choice` of a pair, `ranks` of a ranking, `score` of a single completion."""
+    """The right answer of a control item: `choice` of a pair, `ranks` of a ranking, `score` of a single completion.
+
+    `reason` says why it is right; the calibration round shows it.
+    """
 
     choice: Literal["first", "second", "tie"] | None = None
     ranks: tuple[int, ...] | None = None
     score: int | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Rating:
     `ranks` (1 is best, equal is a tie, without gaps) belongs to the choice `ranked`, `score` (1 to 7) to `scored`. An
     imported answer may have an unknown `order_shown`, which is (), and unknown `seconds`, which is None. `given` is a
     score as its source has it, where that is on another scale than 1 to 7; `score` is then its place on 1 to 7.
+    `guideline` and `questions` are the versions that it was given under, and `view` is how the answers were shown; None
+    if there was none, or it is not known. `answers` are those to the questions, in item order.
     """
 
     id: int
@@ -93,13 +103,18 @@ class Rating:
     done_at: float
     why: Why
     given: float | None = None
+    guideline: int | None = None
+    questions: int | None = None
+    view: View | None = None
+    answers: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Assignment:
     """An item as one labeler sees it: texts in display order, and nothing that names a model.
 
-    `why` must not be shown: it would reveal which answers are being checked.
+    `why` must not be shown: it would reveal which answers are being checked. `guideline` and `questions` are the
+    newest versions, None if there are none.
     """
 
     rating: int
@@ -110,14 +125,17 @@ class Assignment:
     completions: tuple[str, ...]
     order_shown: tuple[int, ...]
     why: Why
+    guideline: int | None = None
+    questions: int | None = None
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback to a labeler after a calibration item. `expected_shown` is in display order."""
+    """Feedback to a labeler after their answer to a calibration item. `expected_shown` is in display order."""
 
     right: bool
     expected_shown: Gold
+    rating: Rating
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,7 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
     if not 1 <= need < 2**32:
         raise UserError(f"need is how many labelers rate an item: expected 1 or more, below 2**32, found {need}")
     if gold is not None:
-        given_fields = {name for name, value in asdict(gold).items() if value is not None}
+        given_fields = {name for name, value in asdict(gold).items() if value is not None} - {"reason"}
         if given_fields != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
             raise UserError(
                 f"gold of a {kind} item: found {', '.join(sorted(given_fields)) or 'nothing'}, expected "

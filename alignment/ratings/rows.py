@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from alignment.errors import UserError
@@ -38,18 +39,21 @@ def rating_from(row: sqlite3.Row) -> Rating:
     """A finished rating from its row, joined with its item's kind."""
     names = ("id", "item", "labeler", "kind", "choice", "strength", "score", "given", "seconds", "comment", "why")
     return Rating(
-        **{name: row[name] for name in (*names, "claimed_at", "done_at")},
+        **{name: row[name] for name in (*names, "claimed_at", "done_at", "guideline", "questions", "view")},
         order_shown=tuple(json.loads(row["order_shown"])),
         ranks=tuple(json.loads(row["ranks"])) if row["ranks"] else None,
         flags=tuple(json.loads(row["flags"])),
+        answers=json.loads(row["answers"]) if row["answers"] else None,
     )
 
 
 def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
     """The assignment of a claimed rating."""
     row = db.execute(
-        "SELECT rating.item, labeler, kind, order_shown, prompt, completions, why FROM rating"
-        " JOIN item ON item.id = rating.item WHERE rating.id = ?",
+        "SELECT rating.item, labeler, item.kind, order_shown, prompt, completions, why,"
+        " (SELECT max(version) FROM wording WHERE kind = 'guideline') AS guideline,"
+        " (SELECT max(version) FROM wording WHERE kind = 'questions') AS questions"
+        " FROM rating JOIN item ON item.id = rating.item WHERE rating.id = ?",
         (rating,),
     ).fetchone()
     order, completions = json.loads(row["order_shown"]), json.loads(row["completions"])
@@ -62,13 +66,15 @@ def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
         completions=tuple(completions[index]["text"] for index in order),
         order_shown=tuple(order),
         why=row["why"],
+        guideline=row["guideline"],
+        questions=row["questions"],
     )
 
 
 def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | None:
     """The feedback after the answer to a calibration item; None for other items, or before the answer."""
     row = db.execute(
-        "SELECT choice, ranks, score, gold FROM rating JOIN item ON item.id = rating.item"
+        "SELECT rating.*, kind, gold FROM rating JOIN item ON item.id = rating.item"
         " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
         (assignment.rating, assignment.labeler),
     ).fetchone()
@@ -76,12 +82,13 @@ def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | 
         return None
     gold, order = gold_from(row["gold"]), assignment.order_shown
     assert gold is not None
-    right = is_right(gold, row["choice"], json.loads(row["ranks"] or "null"), row["score"])
+    rating = rating_from(row)
+    right = is_right(gold, rating.choice, rating.ranks, rating.score)
     if gold.choice is not None:
-        gold = Gold(choice=flipped(gold.choice, order))
+        gold = replace(gold, choice=flipped(gold.choice, order))
     if gold.ranks is not None:
-        gold = Gold(ranks=tuple(gold.ranks[place] for place in order))
-    return Feedback(right, gold)
+        gold = replace(gold, ranks=tuple(gold.ranks[place] for place in order))
+    return Feedback(right, gold, rating)
 
 
 def gold_from(text: str | None) -> Gold | None:
@@ -123,7 +130,7 @@ def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any]
     """Write the answer of a claimed rating."""
     db.execute(
         "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
-        " given = :given, seconds = :seconds, comment = :comment, flags = :flags, done_at = :done_at, done = 1"
-        " WHERE id = :id",
+        " given = :given, seconds = :seconds, comment = :comment, flags = :flags, guideline = :guideline,"
+        " questions = :questions, view = :view, answers = :answers, done_at = :done_at, done = 1 WHERE id = :id",
         {**answer, "done_at": done_at, "id": rating},
     )

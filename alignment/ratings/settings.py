@@ -1,13 +1,27 @@
-"""The settings of a ratings file: the guideline and the fractions of control items."""
+"""The settings of a ratings file: guideline and questions with their versions, and the fractions of control items."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import RatingsFile
+from alignment.ratings.questionnaire import Questionnaire, as_kept
 from alignment.terminal import clean
+
+WordingKind = Literal["guideline", "questions"]
+WORDING_KINDS: tuple[WordingKind, ...] = get_args(WordingKind)
+
+
+class Wording(NamedTuple):
+    """One version of the guideline or of the questions, numbered from 1, and when it was set."""
+
+    version: int
+    at: float
+    text: str
 
 
 class StoreSettings:
@@ -18,12 +32,24 @@ class StoreSettings:
 
     @property
     def guideline(self) -> str:
-        """The guideline that labelers read; empty if there is none."""
-        return self._file.meta("guideline", "")
+        """The guideline that labelers read; empty if there is none. Another text is its next version."""
+        versions = self.wordings("guideline")
+        return versions[-1].text if versions else ""
 
     @guideline.setter
     def guideline(self, text: str) -> None:
-        self._set("guideline", clean(text))
+        self._reword("guideline", clean(text))
+
+    def questionnaire(self, version: int | None) -> Questionnaire:
+        """What labelers are asked beside the choice by a version of the questions; nothing by None."""
+        if version is None:
+            return Questionnaire()
+        texts = {wording.version: wording.text for wording in self.wordings("questions")}
+        return Questionnaire.model_validate_json(texts.get(version) or "{}")
+
+    def ask(self, questionnaire: Questionnaire) -> None:
+        """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""
+        self._reword("questions", as_kept(questionnaire))
 
     @property
     def calibration(self) -> int:
@@ -57,6 +83,40 @@ class StoreSettings:
     def shares(self) -> ControlShares:
         """The settings that decide which items are controls."""
         return ControlShares(self.calibration, self.gold_share, self.repeat_share)
+
+    def wordings(self, kind: WordingKind) -> list[Wording]:
+        """All versions of the guideline or of the questions, oldest first; the last one holds."""
+        rows = self._file.db.execute(
+            "SELECT version, at, text FROM wording WHERE kind = ? ORDER BY version", (kind,)
+        ).fetchall()
+        return [Wording(*row) for row in rows]
+
+    def take_wordings(self, kind: WordingKind, wordings: Sequence[tuple[float, str]]) -> dict[int, int]:
+        """Take over the versions that another file had, unless this one has some already.
+
+        Args:
+            wordings: time and text of each version of the other file, oldest first.
+
+        Returns:
+            The version here, by the version there, of each text that is here too.
+        """
+        with self._file.transaction():
+            here = {wording.text: wording.version for wording in self.wordings(kind)}
+            if here:
+                return {version: here[text] for version, (_, text) in enumerate(wordings, 1) if text in here}
+            for version, (at, text) in enumerate(wordings, 1):
+                self._file.db.execute("INSERT INTO wording VALUES(?, ?, ?, ?)", (kind, version, at, text))
+                self._file.log(time.time(), "", None, "setting", {kind: text})
+        return {version: version for version in range(1, len(wordings) + 1)}
+
+    def _reword(self, kind: WordingKind, text: str) -> None:
+        with self._file.transaction():
+            versions = self.wordings(kind)
+            if text == (versions[-1].text if versions else ""):
+                return
+            now = time.time()
+            self._file.db.execute("INSERT INTO wording VALUES(?, ?, ?, ?)", (kind, len(versions) + 1, now, text))
+            self._file.log(now, "", None, "setting", {kind: text})
 
     def _set_share(self, name: str, share: float) -> None:
         if not 0 <= share <= 0.5:

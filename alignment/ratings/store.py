@@ -10,14 +10,17 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
+from alignment.ratings.desk import Desk
 from alignment.ratings.draws import Draws
-from alignment.ratings.file import COUNTS, RatingsFile
+from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
+from alignment.ratings.importing import ImportedAnswer, import_answer
 from alignment.ratings.people import People
+from alignment.ratings.questionnaire import as_stored, check_answers
 from alignment.ratings.records import (
     Assignment,
     ChoiceShown,
@@ -29,7 +32,7 @@ from alignment.ratings.records import (
     Order,
     Progress,
     Rating,
-    Why,
+    View,
     as_completion,
     as_message,
     check_answer,
@@ -41,11 +44,11 @@ from alignment.ratings.records import (
     in_item_order,
     item_key,
 )
+from alignment.ratings.refereeing import Referee, settled
 from alignment.ratings.rows import (
     finish_rating,
     insert_rating,
     item_from,
-    kind_and_count,
     last_done,
     load_assignment,
     load_feedback,
@@ -67,6 +70,7 @@ class RatingsStore:
     Attributes:
         settings: the guideline and the fractions of controls.
         people: invitations, hashed names, simulated labelers, and removal.
+        desk: what only the organiser looks up.
         draws: completions that `alignment sample` has drawn.
     """
 
@@ -77,6 +81,7 @@ class RatingsStore:
         self.settings = StoreSettings(self._file)
         self.people = People(self._file)
         self.draws = Draws(self._file)
+        self.desk = Desk(self._file)
         self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
 
     def __enter__(self) -> Self:
@@ -155,12 +160,13 @@ class RatingsStore:
         Their own unanswered items come first, the newest before older ones, which undo relies on; then calibration
         items; then ordinary items in a random order per labeler, with controls among them (see `choosing`).
         With `order="uncertain"`, every other ordinary item is the least certain one by `set_uncertainty`.
-        An ordinary item never has more than `need` answers and valid leases.
+        An ordinary item never has more than `need` answers and valid leases. With `order="disputed"` they are a
+        referee, here and in the other calls that take an order, and get disputed items alone (see `refereeing`).
         """
         check_labeler(labeler)
         with self.transaction():
             now = time.time() if now is None else now
-            asking = Labeler(self._db, labeler, self.seed, now - lease_seconds)
+            asking = self._asking(labeler, order, now - lease_seconds)
             rating = asking.open_row()
             if rating is not None:
                 self._db.execute("UPDATE rating SET claimed_at = ? WHERE id = ?", (now, rating))
@@ -182,6 +188,8 @@ class RatingsStore:
         flags: Sequence[str] = (),
         ranks_shown: Sequence[int] | None = None,
         score: int | None = None,
+        view: View | None = None,
+        answers: Mapping[str, Any] | None = None,
     ) -> None:
         """Store the answer; it is on disk when this returns. An answer after the end of its lease still counts.
 
@@ -191,6 +199,8 @@ class RatingsStore:
             strength: 1 (slightly) to 3 (much better) for left or right, None if not asked.
             ranks_shown: for a ranking, one number per completion in display order: 1 is best, equal is a tie.
             score: for a single completion, 1 to 7.
+            view: how the answers were shown; None if that is not known.
+            answers: those to the assignment's questions, in display order; a skip has none.
 
         Raises:
             UserError: the item was answered meanwhile, for example in another window, and that answer is kept; or the
@@ -205,10 +215,8 @@ class RatingsStore:
                 (assignment.rating, assignment.item, assignment.labeler),
             ).fetchone()
             if row is None or row["done"]:
-                problem = "has answered item" if row else "has no claim any more on item"
-                raise UserError(
-                    f"{self.path}: {assignment.labeler} {problem} {assignment.item}{' already' * bool(row)}"
-                )
+                problem = "has answered item {} already" if row else "has no claim any more on item {}"
+                raise UserError(f"{self.path}: {assignment.labeler} {problem.format(assignment.item)}")
             order = json.loads(row["order_shown"])
             choice = flipped({"left": "first", "right": "second"}.get(choice_shown, choice_shown), order)
             check_answer(row["kind"], len(order), choice, strength, ranks_shown, score)
@@ -221,31 +229,25 @@ class RatingsStore:
                 "seconds": float(seconds),
                 "comment": clean(comment),
                 "flags": dump([clean(flag) for flag in flags]),
+                "guideline": assignment.guideline,
+                "questions": assignment.questions,
+                "view": view,
+                "answers": None if choice == "skip" else self._answers(assignment, answers or {}),
             }
             # Undo needs increasing times, even if the clock was set back.
             done_at = max(now, math.nextafter(last_done(self._db, assignment.labeler), math.inf))
             finish_rating(self._db, row["id"], answer, done_at)
             self._file.log(now, assignment.labeler, assignment.item, "submit", answer)
 
-    def import_rating(
-        self,
-        item: int,
-        labeler: str,
-        choice: str,
-        *,
-        strength: int | None = None,
-        ranks: Sequence[int] | None = None,
-        score: int | None = None,
-        given: float | None = None,
-        order_shown: Sequence[int] | None = None,
-        seconds: float | None = None,
-        comment: str = "",
-        flags: Sequence[str] = (),
-        claimed_at: float | None = None,
-        done_at: float | None = None,
-        why: Why = "import",
-    ) -> bool:
-        """Import an answer in item order. Importing the same answer again changes nothing.
+    def _answers(self, assignment: Assignment, answers: Mapping[str, Any]) -> str | None:
+        """The answers to the assignment's questions as they are stored. Raises UserError if they do not match them."""
+        asked = self.settings.questionnaire(assignment.questions)
+        check_answers(asked, assignment.kind, len(assignment.order_shown), answers)
+        stored = as_stored(answers, assignment.order_shown)
+        return None if stored is None else dump(stored)
+
+    def import_rating(self, item: int, labeler: str, choice: str, **known: Unpack[ImportedAnswer]) -> bool:
+        """Import an answer in item order; see `import_answer`. Importing the same answer again changes nothing.
 
         Returns:
             Whether the answer is new.
@@ -253,37 +255,7 @@ class RatingsStore:
         Raises:
             UserError: the item does not exist, the answer does not match it, or the labeler has given another answer.
         """
-        check_labeler(labeler)
-        with self.transaction():
-            kind, count = kind_and_count(self._file, item)
-            check_answer(kind, count, choice, strength, ranks, score, given)
-            order = [] if order_shown is None else list(order_shown)
-            if (order or why != "import") and sorted(order) != list(range(count)):
-                raise UserError(f"order_shown {order} of item {item}: expected each of 0 to {count - 1} once")
-            answer: dict[str, Any] = {"choice": choice, "strength": strength, "score": score, "given": given}
-            answer["ranks"] = None if ranks is None else dump(dense(ranks))
-            row = self._db.execute(
-                "SELECT * FROM rating WHERE item = ? AND labeler = ? AND (why = 'repeat') = ?",
-                (item, labeler, why == "repeat"),
-            ).fetchone()
-            if row is not None and row["done"]:
-                if any(row[name] != value for name, value in answer.items()):
-                    raise UserError(
-                        f"{self.path}: {labeler} has answered item {item} already, and otherwise ({row['choice']},"
-                        f" found {choice}); the first answer is kept"
-                    )
-                return False
-            now = time.time()
-            done_at = now if done_at is None else done_at
-            rating = row["id"] if row is not None else insert_rating(self._db, item, labeler, [], why, 0.0)
-            self._db.execute(
-                "UPDATE rating SET order_shown = ?, why = ?, claimed_at = ? WHERE id = ?",
-                (dump(order), why, done_at if claimed_at is None else claimed_at, rating),
-            )
-            answer |= {"seconds": seconds, "comment": clean(comment), "flags": dump([clean(flag) for flag in flags])}
-            finish_rating(self._db, rating, answer, done_at)
-            self._file.log(now, labeler, item, "import", answer | {"why": why})
-            return True
+        return import_answer(self._file, item, labeler, choice, known)
 
     def assignment(self, rating: int, labeler: str, unanswered: bool = False) -> Assignment | None:
         """The assignment of a rating, if this labeler claimed it (and, on request, it is `unanswered`); else None."""
@@ -296,8 +268,9 @@ class RatingsStore:
         """The feedback after the answer to a calibration item; None for other items, or before the answer."""
         return load_feedback(self._db, assignment)
 
-    def undo(self, labeler: str) -> Assignment | None:
+    def undo(self, labeler: str, order: Order = "random") -> Assignment | None:
         """Reopen the labeler's last answer, or return None if there is none; the event log keeps the old answer.
+        A referee takes back verdicts alone, and others take back none.
 
         The answer to a calibration item cannot be undone, because the labeler has seen the right one.
         """
@@ -305,25 +278,28 @@ class RatingsStore:
         with self.transaction():
             now = time.time()
             row = self._db.execute(
-                "SELECT * FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC, id DESC LIMIT 1", (labeler,)
+                "SELECT * FROM rating WHERE labeler = ? AND done = 1 AND (why = 'verdict') = ?"
+                " ORDER BY done_at DESC, id DESC LIMIT 1",
+                (labeler, order == "disputed"),
             ).fetchone()
             if row is None or row["why"] == "calibration":
                 return None
             self._file.log(now, labeler, row["item"], "undo", dict(row))
             self._db.execute(
                 "UPDATE rating SET choice = NULL, strength = NULL, ranks = NULL, score = NULL, given = NULL,"
-                " seconds = NULL, comment = '', flags = '[]', done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
+                " seconds = NULL, comment = '', flags = '[]', guideline = NULL, questions = NULL, view = NULL,"
+                " answers = NULL, done_at = NULL, done = 0, claimed_at = ? WHERE id = ?",
                 (now, row["id"]),
             )
             if row["order_shown"] == "[]":  # an imported answer with an unknown display order
                 item = self._db.execute(
                     "SELECT key, json_array_length(completions) AS count FROM item WHERE id = ?", (row["item"],)
                 ).fetchone()
-                order = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
-                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(order), row["id"]))
+                sides = Labeler(self._db, labeler, self.seed, now).sides(item["key"], item["count"])
+                self._db.execute("UPDATE rating SET order_shown = ? WHERE id = ?", (dump(sides), row["id"]))
             return load_assignment(self._db, row["id"])
 
-    def progress(self, labeler: str) -> Progress:
+    def progress(self, labeler: str, order: Order = "random") -> Progress:
         """The labeler's progress.
 
         `done` counts all answers, including skips and controls. `total` adds the items that they would still get if
@@ -332,10 +308,12 @@ class RatingsStore:
         others free some. `seconds` is the median of the latest 100 answers.
         """
         check_labeler(labeler)
-        asking = Labeler(self._db, labeler, self.seed, time.time() - LEASE_SECONDS)
+        asking = self._asking(labeler, order, time.time() - LEASE_SECONDS)
         done = sum(count for (_, choice), count in asking.tally.items() if choice is not None)
         times = self._db.execute(
-            "SELECT seconds FROM rating WHERE labeler = ? AND done = 1 ORDER BY done_at DESC LIMIT 100", (labeler,)
+            "SELECT seconds FROM rating WHERE labeler = ? AND done = 1 AND (why = 'verdict') = ?"
+            " ORDER BY done_at DESC LIMIT 100",
+            (labeler, order == "disputed"),
         ).fetchall()
         durations = [row["seconds"] for row in times if row["seconds"] is not None]
         return Progress(
@@ -349,32 +327,34 @@ class RatingsStore:
         """All items, in the order in which they were added."""
         return [item_from(row) for row in self._db.execute("SELECT * FROM item ORDER BY id")]
 
-    def ratings(self, skips: bool = False, for_training: bool = False) -> list[Rating]:
-        """All finished ratings, in the order of their claims; skips only on request.
+    def ratings(self, skips: bool = False, for_training: bool = False, item: int | None = None) -> list[Rating]:
+        """All finished ratings, or those of one item, in the order of their claims; skips only on request.
 
-        `for_training` leaves out gold, calibration and repeats, which measure the labeler.
+        `for_training` leaves out gold, calibration and repeats, which measure the labeler, and the votes on an item
+        that a referee has decided.
         """
+        where = "done AND (choice <> 'skip' OR :skips)" + " AND rating.item = :item" * (item is not None)
         rows = self._db.execute(
-            "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE done"
-            f" AND (choice <> 'skip' OR :skips) AND ({COUNTS} OR NOT :for_training) ORDER BY rating.id",
-            {"skips": skips, "for_training": for_training},
+            f"SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE {where} ORDER BY rating.id",
+            {"skips": skips, "item": item},
         )
-        return [rating_from(row) for row in rows]
+        found = [rating_from(row) for row in rows]
+        return settled(found) if for_training else found
 
-    def last_rating(self, labeler: str) -> Rating | None:
+    def last_rating(self, labeler: str, order: Order = "random") -> Rating | None:
         """The labeler's newest answer, which `undo` would reopen; None if there is none."""
         check_labeler(labeler)
         row = self._db.execute(
             "SELECT rating.*, kind FROM rating JOIN item ON item.id = rating.item WHERE labeler = ? AND done"
-            " ORDER BY done_at DESC, rating.id DESC LIMIT 1",
-            (labeler,),
+            " AND (why = 'verdict') = ? ORDER BY done_at DESC, rating.id DESC LIMIT 1",
+            (labeler, order == "disputed"),
         ).fetchone()
         return None if row is None else rating_from(row)
 
     def labelers(self) -> list[str]:
         """The names of all labelers with a rating that models are trained on."""
         rows = self._db.execute(
-            f"SELECT DISTINCT labeler FROM rating WHERE done AND choice <> 'skip' AND {COUNTS} ORDER BY labeler"
+            f"SELECT DISTINCT labeler FROM rating WHERE done AND choice <> 'skip' AND {LEARNED} ORDER BY labeler"
         )
         return [row["labeler"] for row in rows]
 
@@ -397,3 +377,6 @@ class RatingsStore:
     def has_uncertainty(self) -> bool:
         """Return whether any item has a stored uncertainty."""
         return self._db.execute("SELECT 1 FROM item WHERE uncertainty IS NOT NULL LIMIT 1").fetchone() is not None
+
+    def _asking(self, labeler: str, order: Order, cutoff: float) -> Labeler:
+        return (Referee if order == "disputed" else Labeler)(self._db, labeler, self.seed, cutoff)

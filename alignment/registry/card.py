@@ -123,14 +123,16 @@ def _results(manifest: Manifest) -> list[str]:
     )
 
 
-def compared(registry: Registry, version: Version) -> list[str]:
-    """Lines of Markdown on what comparisons said of a version: they are made after its card was written."""
+def evaluated(registry: Registry, version: Version) -> list[str]:
+    """Lines of Markdown on evaluations of a version: they are made after its card was written."""
     from alignment.registry.evaluations import newest_evaluations  # the registry's store writes cards
 
     found = newest_evaluations(registry, version)
-    if not found:
-        return []
-    return ["", "## Compared with other models", "", *(f"- It {escape(each.text)}." for each in found), ""]
+    wins = [f"- It {escape(each.text)}." for each in found if each.label == "compared"]
+    figures = [f"- {escape(each.text)}." for each in found if each.label == "measured"]
+    lines = ["", "## Compared with other models", "", *wins] if wins else []
+    lines += ["", "## Measured after training", "", *figures] if figures else []
+    return [*lines, ""] if lines else []
 
 
 def _lineage(manifest: Manifest, ref: str, parents: Sequence[LineageNode]) -> list[str]:

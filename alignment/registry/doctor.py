@@ -13,7 +13,7 @@ from pathlib import Path
 from alignment.files import file_kind, host_name, is_alive
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.evaluations import EVALUATIONS
+from alignment.registry.evaluations import EVALUATIONS, evaluations_of
 from alignment.registry.files import entries, one_line_errors
 from alignment.registry.layout import STAGING
 from alignment.registry.references import NAME, VERSION, check_alias
@@ -27,6 +27,7 @@ from alignment.registry.trash import (
     Key,
     delete_tree,
     drop_note,
+    in_transit,
     noted,
     parents_of,
     restore_version,
@@ -123,6 +124,8 @@ def _version(
         shared = version.shared_files()
         if problem := _first_error(reviews_of, registry, version):
             yield RegistryProblem("review", version_ref(key), problem, "move that file elsewhere and review it again")
+        if problem := _first_error(evaluations_of, registry, version):
+            yield RegistryProblem("evaluation", version_ref(key), problem, "move that file away and evaluate again")
     except RegistryError as error:
         if not version_folder(registry.path, key).exists():
             return  # removed since it was listed
@@ -148,8 +151,10 @@ def _gaps(registry: Registry, name: str) -> Iterator[RegistryProblem]:
             following = version_folder(registry.path, (name, last + 1))
             fix = f"restore their folders from a backup; or, if nobody made v{last + 1}, move {following} elsewhere"
         yield RegistryProblem("gap", where, problem, fix)
-    for number in sorted(numbers & removed):
-        key = (name, number)
+    for key in [(name, number) for number in sorted(numbers & removed)]:
+        if in_transit(registry.path, key):
+            continue
+        number = key[1]
         problem = "it is noted as removed and still here: a removal was cut off"
         fix = f"delete models/{name}/{REMOVED}/v{number:06d}.json"
         yield RegistryProblem(

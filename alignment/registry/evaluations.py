@@ -2,14 +2,17 @@
 
     models/NAME/evaluations/v000003/00000001.json
 
-A manifest holds what a run knew of its own model. Who won against another model is said later, by people or by a judge,
-so it stands beside the version. Of several with the same opponent and judge the newest counts.
+A manifest holds what a run knew of its own model. Who won against another model, and how a version does on a task or a
+check, is said later, so it stands beside the version. Of several of the same kind the newest counts.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import product
+from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,12 +26,12 @@ from alignment.registry.version import Version
 from alignment.terminal import one_line
 
 EVALUATIONS = "evaluations"
-PREFIX = "compare"
-"""First part of the names that `promote --require` knows."""
+CHANGE = "change"
+"""Last part of the name of a difference from another model."""
 
 
-class WinRecord(BaseModel):
-    """One judge's win rate of a version against another model."""
+class _Evaluation(BaseModel):
+    """What every evaluation says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,20 +40,28 @@ class WinRecord(BaseModel):
     """user@host that recorded it."""
     digest: Digest
     """Of the version."""
-    against: str
-    against_digest: str | None = None
     judge: str
-    """As `alignment compare --by` names it, with the model's reference."""
+    """Its name, as in `--by` of `alignment compare`."""
     judged_by: str
     """The judge in words."""
     judge_digest: str | None = None
     trained_on: bool = False
     """Whether the version was trained on this judge."""
+    n: int = Field(ge=1)
+    """Number of prompts, questions, ... that were judged."""
+    low: float | None
+    high: float | None
+    """Ends of the 95% interval."""
+
+
+class WinRecord(_Evaluation):
+    """One judge's win rate of a version against another model."""
+
+    against: str
+    against_digest: str | None = None
     prompts: str
     """Name of the prompts file."""
     prompts_sha256: str | None = None
-    n: int = Field(ge=1)
-    """Number of prompts that were judged."""
     win_rate: float
     low: float
     high: float
@@ -61,25 +72,111 @@ class WinRecord(BaseModel):
     """The win rate at equal length, None where it cannot be told."""
 
     @property
+    def value(self) -> float:
+        return self.win_rate
+
+    @property
+    def subject(self) -> str:
+        """In a sentence, after "its"."""
+        return f"win rate against {self.against}"
+
+    @property
+    def where(self) -> str:
+        """In a sentence, after "on"."""
+        return f"{self.n} prompts"
+
+    @property
+    def label(self) -> str:
+        """The kind of evaluation, before its text."""
+        return "compared"
+
+    @property
     def text(self) -> str:
         """A line for the screen."""
-        trained = ", which it was trained on" if self.trained_on else ""
         return one_line(
             f"wins {100 * self.win_rate:.0f}% ({100 * self.low:.0f} to {100 * self.high:.0f}%) against {self.against} "
-            f"on {self.n} prompts of {self.prompts}, judged by {self.judged_by}{trained}, {self.at:%Y-%m-%d}"
+            f"on {self.n} prompts of {self.prompts}, judged by {self.judged_by}{_trained(self)}, {self.at:%Y-%m-%d}"
         )
 
+    @property
+    def parts(self) -> tuple[str, tuple[str, ...], str]:
+        """The parts of its name: the first; those that may be left out; the last."""
+        return "compare", (self.against, self.judge), "win_rate"
 
-def add_evaluation(registry: Registry, version: Version, evaluation: WinRecord) -> bool:
+
+class FigureRecord(_Evaluation):
+    """One figure of a version by itself; or, with `against`, its difference from that of another model, paired."""
+
+    command: Literal["compare", "eval", "score"]
+    """The command of `alignment` that made it."""
+    figure: str
+    """Its name in words, such as `valid JSON`."""
+    value: float
+    is_share: bool = False
+    unit: str
+    """What `n` counts, in the plural."""
+    data: str
+    """Name of the prompts, the task, or the file."""
+    data_sha256: str | None = None
+    against: str | None = None
+    against_digest: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """In a sentence, after "its"."""
+        return self.figure if self.against is None else f"change of {self.figure} from {self.against}"
+
+    @property
+    def where(self) -> str:
+        """In a sentence, after "on"."""
+        return f"{self.n:,} {self.unit} of {self.data}"
+
+    @property
+    def label(self) -> str:
+        """The kind of evaluation, before its text."""
+        return "measured"
+
+    @property
+    def text(self) -> str:
+        """A line for the screen."""
+        shown = "95% interval unknown"
+        if self.low is not None and self.high is not None:
+            shown = f"{self._shown(self.low)} to {self._shown(self.high)}"
+        return one_line(
+            f"{self.subject} {self._shown(self.value)} ({shown}) on {self.where}, judged by "
+            f"{self.judged_by}{_trained(self)}, {self.at:%Y-%m-%d}"
+        )
+
+    def _shown(self, value: float) -> str:
+        sign = "" if self.against is None else "+"
+        return f"{100 * value:{sign}.0f}%" if self.is_share else f"{value:{sign}.4g}"
+
+    @property
+    def parts(self) -> tuple[str, tuple[str, ...], str]:
+        """The parts of its name: the first; those that may be left out; the last."""
+        word = re.sub(r"[^\w.]+", "_", self.figure).strip("_").lower()
+        if self.against is None:
+            return self.command, (self.data, self.judge), word
+        return self.command, (self.against, self.data, self.judge), f"{word}.{CHANGE}"
+
+
+Evaluation = WinRecord | FigureRecord
+
+
+def _trained(evaluation: Evaluation) -> str:
+    return ", which it was trained on" if evaluation.trained_on else ""
+
+
+def add_evaluation(registry: Registry, version: Version, evaluation: Evaluation) -> bool:
     """Put an evaluation beside its version; returns False if it says what the newest of its kind says.
 
     Raises:
         RegistryError: it cannot be written.
     """
-    newest = {_kind(each): each for each in evaluations_of(registry, version)}.get(_kind(evaluation))
     unlike = {"at", "by"}
-    if newest is not None and newest.model_dump(exclude=unlike) == evaluation.model_dump(exclude=unlike):
-        return False
+    for newest in newest_evaluations(registry, version):
+        if newest.model_dump(exclude=unlike) == evaluation.model_dump(exclude=unlike):
+            return False
     folder = registry.path / "models" / version.name / EVALUATIONS / f"v{version.number:06d}"
     data = json.dumps(evaluation.model_dump(mode="json"), allow_nan=False).encode() + b"\n"
     with one_line_errors(f"the evaluation of {version.ref} cannot be written in {registry.path}"):
@@ -87,63 +184,94 @@ def add_evaluation(registry: Registry, version: Version, evaluation: WinRecord) 
     return True
 
 
-def evaluations_of(registry: Registry, version: Version) -> list[WinRecord]:
+def evaluations_of(registry: Registry, version: Version) -> list[Evaluation]:
     """All evaluations of a version, the oldest first.
 
     Raises:
         RegistryError: one is damaged, or is of other weights.
     """
     folder = registry.path / "models" / version.name / EVALUATIONS / f"v{version.number:06d}"
-    found: list[WinRecord] = []
+    found: list[Evaluation] = []
     for number in entry_numbers(folder):
         path = folder / f"{number:08d}.json"
         try:
             with one_line_errors(f"{path} cannot be read"):
-                found.append(WinRecord.model_validate_json(read_entry(path)))
+                found.append(_parsed(read_entry(path)))
         except ValidationError as error:
-            raise RegistryError(f"{path} is damaged: {first_problem(error)}; compare again and remove it") from None
+            raise RegistryError(f"{path} is damaged: {first_problem(error)}; evaluate again and remove it") from None
         if found[-1].digest != version.digest:
             raise RegistryError(f"{path} is an evaluation of {found[-1].digest}, and {version.ref} is {version.digest}")
     return found
 
 
-def newest_evaluations(registry: Registry, version: Version) -> list[WinRecord]:
-    """The newest evaluation of each opponent and judge, in the order in which they were first made."""
-    return list({_kind(each): each for each in evaluations_of(registry, version)}.values())
+def _parsed(entry: str | bytes) -> Evaluation:
+    try:
+        fields = json.loads(entry)
+    except (ValueError, RecursionError):
+        fields = None  # the record's own parser says what is wrong
+    record = FigureRecord if isinstance(fields, dict) and "figure" in fields else WinRecord
+    return record.model_validate_json(entry)
+
+
+def newest_evaluations(registry: Registry, version: Version) -> list[Evaluation]:
+    """The newest evaluation of each kind, in the order in which they were first made."""
+    return list(_newest(evaluations_of(registry, version)).values())
+
+
+def _newest(evaluations: Sequence[Evaluation]) -> dict[Hashable, Evaluation]:
+    """The last evaluation of each kind. Of a kind are those of one name, and a judge's figures of the same prompts
+    whatever the file is called: answers that are judged again are in another one."""
+    kinds: dict[Hashable, Hashable] = {}
+    newest: dict[Hashable, Evaluation] = {}
+    for each in evaluations:
+        name = whole_name(each)
+        same: Hashable = name
+        if isinstance(each, FigureRecord) and each.command == "compare" and each.data_sha256:
+            same = each.judge, each.figure, each.data_sha256
+        kind = kinds[name] = kinds[same] = kinds.get(same, kinds.get(name, name))
+        newest = {key: one for key, one in newest.items() if key == kind or whole_name(one) != name}
+        newest[kind] = each
+    return newest
 
 
 def evaluations_by_metric(
-    evaluations: Sequence[WinRecord],
-) -> tuple[dict[str, WinRecord], dict[str, list[str]]]:
-    """The evaluation behind each name of a win rate, without `.low`, `.high` and `.n`.
+    evaluations: Sequence[Evaluation],
+) -> tuple[dict[str, Evaluation], dict[str, list[str]]]:
+    """The evaluation behind each name of a figure, without `.low`, `.high` and `.n`.
 
-    The whole name is `compare.OPPONENT.JUDGE.win_rate`. The opponent, the judge or both may be left out where only one
-    evaluation is meant.
+    The whole names are `compare.OPPONENT.JUDGE.win_rate`, `COMMAND.DATA.JUDGE.FIGURE` and, for a difference,
+    `COMMAND.OTHER.DATA.JUDGE.FIGURE.change`. What stands between the first and the last part may be left out where only
+    one evaluation is meant.
 
     Returns:
         The evaluations by name; and, for a short name that fits several, their whole names.
     """
-    named: dict[str, list[WinRecord]] = {}
+    named: dict[str, list[Evaluation]] = {}
     for each in evaluations:
-        for parts in ((each.against, each.judge), (each.against,), (each.judge,), ()):
-            named.setdefault(".".join([PREFIX, *map(one_line, parts), "win_rate"]), []).append(each)
+        first, between, last = each.parts
+        for kept in product((True, False), repeat=len(between)):
+            name = _joined(first, *(part for part, stays in zip(between, kept, strict=True) if stays), last)
+            if each not in named.setdefault(name, []):
+                named[name].append(each)
     single = {name: fitting[0] for name, fitting in named.items() if len(fitting) == 1}
     several = {name: [whole_name(each) for each in fitting] for name, fitting in named.items() if len(fitting) > 1}
     return single, several
 
 
-def whole_name(evaluation: WinRecord) -> str:
-    """`compare.OPPONENT.JUDGE.win_rate`."""
-    return ".".join([PREFIX, one_line(evaluation.against), one_line(evaluation.judge), "win_rate"])
+def whole_name(evaluation: Evaluation) -> str:
+    """The name that is meant for this evaluation alone."""
+    first, between, last = evaluation.parts
+    return _joined(first, *between, last)
 
 
-def evaluation_values(by_metric: Mapping[str, WinRecord]) -> dict[str, float]:
-    """Each name with its number; the ends of the interval are `.low` and `.high`, the number of prompts `.n`."""
+def _joined(*parts: str) -> str:
+    return ".".join(map(one_line, parts))
+
+
+def evaluation_values(by_metric: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Each name with its number; the ends of the interval are `.low` and `.high`, how many were judged is `.n`."""
     values: dict[str, float] = {}
     for name, each in by_metric.items():
-        values |= {name: each.win_rate, f"{name}.low": each.low, f"{name}.high": each.high, f"{name}.n": float(each.n)}
+        numbers = {name: each.value, f"{name}.low": each.low, f"{name}.high": each.high, f"{name}.n": float(each.n)}
+        values |= {key: number for key, number in numbers.items() if number is not None}
     return values
-
-
-def _kind(evaluation: WinRecord) -> tuple[str, str]:
-    return evaluation.against, evaluation.judge

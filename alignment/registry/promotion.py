@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from alignment.registry.aliases import ANY, Anything, version_before
 from alignment.registry.errors import RegistryError
 from alignment.registry.evaluations import (
-    WinRecord,
+    Evaluation,
     evaluation_values,
     evaluations_by_metric,
     newest_evaluations,
@@ -104,7 +104,7 @@ def promote(
 
 
 def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -> list[str]:
-    """Caveats of a promotion: checks that the reviewed run lacks, and the judge behind a required win rate."""
+    """Caveats of a promotion: checks that the reviewed run lacks, and the judge behind a required evaluation."""
     notes = []
     reviews = reviews_of(registry, version)
     if reviews and (caveat := reviews[-1].caveat):
@@ -115,7 +115,8 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     notes += [f"{version.ref}: {_told(each)}" for each in dict.fromkeys(judged)]
     if any("win_rate" in metric and _stem(metric) not in by_metric for metric in metrics):
         notes.append(f"{version.ref}: its win rate is judged by {one_line(judge_in(version.manifest.metrics or {}))}")
-    if judged and all(each.trained_on for each in judged):
+    judges = [each for each in judged if each.parts[0] == "compare"]
+    if judges and all(each.trained_on for each in judges):
         notes.append(
             f"{version.ref}: no other judge was required than the one that it was trained on, whose score says that "
             "training worked, not that the answers are better; have people compare, or a judge that training never saw"
@@ -123,13 +124,10 @@ def caveats(registry: Registry, version: Version, require: Sequence[str] = ()) -
     return notes
 
 
-def _told(evaluation: WinRecord) -> str:
+def _told(evaluation: Evaluation) -> str:
     """Who judged, of what, and how much."""
     trained = ", which it was trained on" if evaluation.trained_on else ""
-    return one_line(
-        f"its win rate against {evaluation.against} is judged by {evaluation.judged_by} on {evaluation.n} "
-        f"prompts{trained}"
-    )
+    return one_line(f"its {evaluation.subject} is judged by {evaluation.judged_by} on {evaluation.where}{trained}")
 
 
 def _stem(metric: str) -> str:

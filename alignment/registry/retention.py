@@ -14,14 +14,14 @@ from pathlib import Path
 
 from alignment.registry import aliases
 from alignment.registry.errors import RegistryError
-from alignment.registry.files import entries, make_folder, one_line_errors, passing_file
-from alignment.registry.layout import STAGING
+from alignment.registry.files import entries, one_line_errors
 from alignment.registry.manifest import Manifest
 from alignment.registry.store import Registry
 from alignment.registry.trash import (
     PROTECTED,
     Key,
     TrashItem,
+    filesystem_now,
     move_to_trash,
     noted,
     parents_of,
@@ -59,7 +59,10 @@ def collect(
     root = registry.path
     if not entries(root / "models"):
         return CollectionPlan({}, [], [], [])
-    now = _now(root) if delete else time.time()
+    now = time.time()
+    if delete:
+        with one_line_errors(f"{root} cannot be cleaned up"):
+            now = filesystem_now(root)
     manifests = read_manifests(registry)
     kept = mark(registry, manifests, keep=keep, grace=grace, now=now)
     removed = _children_first({key: manifest for key, manifest in manifests.items() if key not in kept})
@@ -132,7 +135,8 @@ def remove(registry: Registry, ref: str) -> Key:
         raise RegistryError(
             f"{version_ref(key)} is not deleted: it is the newest, which fixes the next number; publish another first"
         )
-    move_to_trash(registry.path, key, "deleted")
+    if not move_to_trash(registry.path, key, "deleted"):
+        raise RegistryError(f"{version_ref(key)} is not deleted: another job is moving it; look again in a minute")
     if restore_used(registry.path, _uses(registry) & {key}):
         raise RegistryError(f"{version_ref(key)} is not deleted: another job began to use it just now; look again")
     return key
@@ -202,11 +206,3 @@ def _changed(root: Path, key: Key) -> float:
         return os.stat(version_folder(root, key)).st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _now(root: Path) -> float:
-    """The earlier of this clock and the filesystem's: a clock that runs ahead would make every version old."""
-    with one_line_errors(f"{root} cannot be cleaned up"):
-        make_folder(root / STAGING)
-        with passing_file(root / STAGING, b"{}\n") as probe:
-            return min(time.time(), os.stat(probe).st_mtime)

@@ -7,10 +7,16 @@
 A version may become a parent, or get an alias, at the moment it is removed. So a job that adds such a use checks
 afterwards that the version is still there (`restore_used`), and a job that removes a version checks afterwards for
 uses. In any order, one of the two sees the other and restores the version.
+
+A folder whose number is noted as removed is in transit: it was restored and its note is about to go, or a slow job has
+published to the free number and is about to take its folder back. Whoever moved it once more then would free a number
+that has no note, and the next publish would take it. So nobody does, until it has stood there for an hour and the job
+was evidently killed.
 """
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import os
@@ -35,6 +41,8 @@ Key = tuple[str, int]
 """A version: its name and number."""
 
 TRASH = ".trash"
+TRANSIT_SECONDS = 3600.0
+"""How long a folder whose number is noted as removed counts as in transit."""
 REMOVED = "removed"
 PROTECTED = "protected"
 _ITEM = re.compile(rf"({NAME.pattern})@{VERSION}@([0-9]{{1,15}})")
@@ -85,10 +93,12 @@ def trash_items(root: Path) -> list[TrashItem]:
 
 
 def move_to_trash(root: Path, key: Key, why: str) -> bool:
-    """Move a version to the trash, with a note of the reason; False if it is gone already."""
+    """Move a version to the trash, with a note of the reason; False if it is gone already, or in transit."""
     with one_line_errors(f"{version_ref(key)} cannot be removed from {root}"):
         make_folder(root / TRASH)
-        write_note(root, key, REMOVED, why)  # the note comes first: a gap without one would look like damage
+        # The note comes first: a gap without one would look like damage.
+        if not write_note(root, key, REMOVED, why) and in_transit(root, key):
+            return False
         try:
             os.rename(version_folder(root, key), root / TRASH / f"{key[0]}@v{key[1]:06d}@{int(time.time())}")
         except FileNotFoundError:
@@ -106,7 +116,7 @@ def restore_version(root: Path, key: Key) -> bool:
             if item.key != key:
                 continue
             try:
-                os.rename(item.path, target)
+                _rename_onto_nothing(item.path, target)
             except FileNotFoundError:  # another job restored it, or it is being purged
                 continue
             sync_folder(target.parent)
@@ -115,12 +125,45 @@ def restore_version(root: Path, key: Key) -> bool:
     return False
 
 
+def _rename_onto_nothing(old: Path, new: Path) -> None:
+    """Rename a folder; wait for a slow job that has published there and is about to take its folder back."""
+    for _ in range(100):
+        try:
+            os.rename(old, new)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        time.sleep(0.01)
+    os.rename(old, new)
+
+
+def in_transit(root: Path, key: Key) -> bool:
+    """Whether a folder that is noted as removed has come to its place just now, so that its note is about to go."""
+    try:
+        came = os.stat(version_folder(root, key)).st_ctime
+    except FileNotFoundError:
+        return False
+    return filesystem_now(root) - came < TRANSIT_SECONDS
+
+
+def filesystem_now(root: Path) -> float:
+    """The earlier of this clock and the filesystem's: a clock that runs ahead would make everything old."""
+    make_folder(root / STAGING)
+    with passing_file(root / STAGING, b"{}\n") as probe:
+        return min(time.time(), os.stat(probe).st_mtime)
+
+
 def restore_used(root: Path, keys: Iterable[Key]) -> list[Key]:
     """Restore those of these versions that are in the trash, and their ancestors; returns the restored ones."""
     waiting, restored = list(keys), []
     while waiting:
         key = waiting.pop()
         folder = version_folder(root, key)
+        for _ in range(50):  # a slow job may stand there for a moment
+            if not folder.exists() or key[1] not in noted(root, key[0], REMOVED) or not in_transit(root, key):
+                break
+            time.sleep(0.01)
         if folder.exists() or not restore_version(root, key):
             continue
         restored.append(key)

@@ -19,7 +19,7 @@ from alignment.reports.dashboards import BarsPanel, FilePanel, ScalarPanel
 from alignment.reports.judges import UNKNOWN, judge_of
 from alignment.reports.overview import verdicts_now
 from alignment.reports.pictures import histogram_chart, reliability_chart
-from alignment.reports.review import read_reviews, still_pointed_to
+from alignment.reports.review import evaluations_of_run, read_reviews, still_pointed_to
 from alignment.reports.verdicts import NO_FINDING, SIGNS, Outcome, Verdict, headline, worst
 from alignment.runs.metrics import find
 from alignment.runs.record import RunRecord, read_rows
@@ -174,6 +174,7 @@ def _verdicts(report: Report) -> View:
             "rows": _signed(run_verdicts),
             "reviews": read_reviews(record.path),
             "pointed_to": still_pointed_to(record, report.registry),
+            "evaluations": evaluations_of_run(record, report.registry),
         }
         for (label, record), run_verdicts in zip(report.runs, verdicts_by_run, strict=True)
     ]

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from alignment import html
 from alignment.errors import UserError
+from alignment.registry import Registry, Version
 from alignment.registry.page import GRAPH, GRAPH_STYLE
 from alignment.reports import bars, dashboards, pictures
 from alignment.reports.dashboards import Dashboard
 from alignment.reports.overview import published_as, span, verdicts_now
 from alignment.reports.panels import Report, view_of
 from alignment.reports.verdicts import Outcome, headline, worst
+from alignment.runs import lease
 from alignment.runs.journal import finite
 from alignment.runs.record import RunRecord
+from alignment.runs.run import Run
 from alignment.terminal import clean, one_line
 
 FILE = "report.html"
@@ -60,6 +64,29 @@ def write_final_report(run_dir: Path) -> None:
         print(one_line(f"warning: no report was written ({reason}); alignment runs report {run_dir}"), file=sys.stderr)
         return
     print(one_line(f"report: {path} ({headline(verdicts_now(RunRecord.read(run_dir)))})"))
+
+
+def redo_report(run_dir: Path, registry: Path | None = None) -> None:
+    """Write the report of a run again where it has one, but not while another process owns the folder."""
+    try:
+        if (run_dir / FILE).is_file():
+            with lease.hold(run_dir, f"then alignment runs report {run_dir} writes its report again"):
+                write_report([run_dir], registry=registry)
+    except UserError as error:
+        print(one_line(f"note: {run_dir / FILE} is as it was before: {error}"), file=sys.stderr)
+
+
+def redo_report_of(registry: Registry, version: Version) -> None:
+    """Write the report of the run that published a version again, where its folder is within reach."""
+    config = version.manifest.config or {}
+    tracking, name = config.get("tracking"), config.get("name")
+    runs = tracking.get("runs") if isinstance(tracking, dict) else None
+    if isinstance(runs, str) and isinstance(name, str):
+        run_dir = Path(runs) / name
+        with suppress(UserError, OSError, ValueError):  # the manifest may name anything
+            run = Run.read(run_dir)
+            if run is not None and run.publish_id(version.name) == version.manifest.publish_id:
+                redo_report(run_dir, registry.path)
 
 
 def report_page(records: Sequence[RunRecord], registry: Path | None = None, dashboard: str | None = None) -> str:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from alignment.errors import UserError
 from alignment.registry import Registry, RegistryError, Version
-from alignment.registry.evaluations import newest_evaluations
+from alignment.registry.evaluations import Evaluation, newest_evaluations
 from alignment.registry.reviews import Review, add_review, pointing_to, reviews_of
 from alignment.registry.trash import user_at_host
 from alignment.reports.judges import judge_of
@@ -90,11 +90,11 @@ def still_pointed_to(record: RunRecord, registry: Path | None = None) -> list[st
     return []
 
 
-def evaluations_of_run(record: RunRecord) -> list[str]:
-    """What comparisons said of the run's model, a line each; none where its registry is not at hand."""
+def evaluations_of_run(record: RunRecord, registry: Path | None = None) -> list[Evaluation]:
+    """The newest evaluations of the run's model; none where its registry is not at hand."""
     try:
-        found = _published(record, None)
-        return [each.text for each in newest_evaluations(*found)] if found else []
+        found = _published(record, registry)
+        return newest_evaluations(*found) if found else []
     except UserError:
         return []
 

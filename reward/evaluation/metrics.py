@@ -80,8 +80,8 @@ def evaluate(
 def _shared(pairs: Sequence[ScoredPair], groups: Sequence[Hashable]) -> dict[str, Any] | None:
     """Agreement on pairs that two or more people decided, on the same votes: the model, one person, and the best
     possible model. None if there is no such pair."""
-    votes = [[vote.choice for vote in pair.comparison.votes] for pair in pairs]
-    labelers = [[vote.labeler for vote in pair.comparison.votes] for pair in pairs]
+    votes = [[vote.choice for vote in pair.comparison.cast] for pair in pairs]
+    labelers = [[vote.labeler for vote in pair.comparison.cast] for pair in pairs]
     shares = agreement_shares(votes, groups, [order(*pair.scores) for pair in pairs], labelers=labelers)
     return None if shares is None else shares._asdict()
 

@@ -199,8 +199,6 @@ ELSEWHERE = {
         "rollout/sampler_gap_mean",
         "rollout/sampler_gap_max",
         "rollout/importance_capped",  # of vLLM
-        "eval/best_of_n_score",  # of longer runs, where it costs at most 5%
-        "eval/best_of_n_held_out_score",
     },
 }
 """Declared, and of other runs than these."""

@@ -31,7 +31,13 @@ FLAGS = (
     "--force-color-profile=srgb",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
 )
-NAMED_KEYS = {"Enter": ("\r", 13), "Escape": ("", 27), "Backspace": ("", 8), "Tab": ("", 9)}
+NAMED_KEYS = {
+    "Enter": ("\r", 13),
+    "Escape": ("", 27),
+    "Backspace": ("", 8),
+    "Tab": ("", 9),
+    "ArrowRight": ("", 39),
+}
 OUR_OWN_DOING = ("PerformanceIssue", "NavigationEntryMarkedSkippable")  # what `evaluate` does, and no page
 
 

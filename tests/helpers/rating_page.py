@@ -30,6 +30,7 @@ class Page(HTMLParser):
         self.texts: list[str] = []  # of the boxes for prompts, answers, guidelines and comments
         self.headings: list[str] = []
         self.declarations: list[str] = []
+        self.rendered: list[str] = []  # start tags in the boxes for rendered texts; none of them is in `elements`
         self._open: list[tuple[str, dict[str, str | None]]] = []
         self._text = ""
         self.feed(html)
@@ -39,7 +40,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        self.elements.append((tag, *(name for name, _ in attrs)))
+        boxed = any(box.get("class") == "rendered" for _, box in self._open)
+        if boxed:
+            self.rendered.append(self.get_starttag_text() or "")
+        elif given.get("class") != "rendered":
+            self.elements.append((tag, *(name for name, _ in attrs)))
         if tag == "input" and given.get("type") == "hidden":
             self.fields[given["name"]] = given["value"]
         if tag == "button" and given.get("name"):

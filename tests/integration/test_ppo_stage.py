@@ -20,6 +20,7 @@ from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.registry.promotion import promote
 from alignment.training.stage import run_stage
+from ppo import best_of_n
 from ppo.config import PPOStageConfig
 from ppo.plan import plan
 from ppo.train import train
@@ -291,8 +292,11 @@ def test_the_command_itself(house):
     assert Path("runs/first/metrics.jsonl").read_text().count("\n") == 1
 
 
-def test_best_of_n_is_drawn_once_and_changes_nothing_else(house):
-    assert stage() == stage("name=lined", "training.best_of_n=4", "model.held_out_reward=reward") == 0
+def test_best_of_n_is_drawn_once_and_changes_nothing_else(house, monkeypatch):
+    monkeypatch.setattr(best_of_n, "number_of_draws", lambda *_: 0)
+    assert stage() == 0
+    monkeypatch.setattr(best_of_n, "number_of_draws", lambda *_: 4)
+    assert stage("name=lined", "model.held_out_reward=reward") == 0
     events = [json.loads(line) for line in Path("runs/lined/events.jsonl").read_text().splitlines()]
     (drawn,) = [event for event in events if event["event"] == "best_of_n"]
     assert [row["n"] for row in drawn["rows"]] == [1, 2, 4]
@@ -302,7 +306,7 @@ def test_best_of_n_is_drawn_once_and_changes_nothing_else(house):
     assert [now - held_out[0] for now in held_out] == pytest.approx([now - scores[0] for now in scores], abs=1e-5)
     plain, lined = ([row for row in read("metrics", run) if "eval/score" in row] for run in ("first", "lined"))
     assert [row["eval/best_of_n_score"] for row in lined] == [scores[-1]] * 3
-    assert not any("eval/best_of_n_score" in row for row in plain)  # a run so short cannot afford it by itself
+    assert not any("eval/best_of_n_score" in row for row in plain)
     first, other = weights(house, "ppo@v1"), weights(house, "ppo@v2")
     assert all(torch.equal(first[name], other[name]) for name in first)
     assert "best of n, score" in Path("runs/lined/report.html").read_text()

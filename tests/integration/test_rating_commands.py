@@ -53,7 +53,7 @@ def test_a_labeler_is_forgotten(tmp_path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rate("import", "--db", db, "--format", "jsonl", source)
     registry = tmp_path / "registry"
-    done = json.loads(rate("forget", "ann", "--db", db, "--registry", registry, "--json").stdout)
+    done = json.loads(rate("forget", "ann", "--db", db, "--registry", registry, "--json", "--yes").stdout)
     assert (done["ratings"], done["models"]) == (3, [])
     assert list(json.loads(rate("report", "--db", db, "--json").stdout)["labelers"]) == ["bob"]
     assert "ann: 0 ratings removed" in rate("forget", "ann", "--db", db, "--registry", registry).stdout

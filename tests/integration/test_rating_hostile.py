@@ -66,8 +66,9 @@ def check(written: str, escapes: re.Pattern[str] | None) -> set[int]:
     return {int(number) for number in re.findall(r"<(\d+)>", rest)}
 
 
+@pytest.mark.parametrize("view", ["raw", "rendered"])
 @pytest.mark.parametrize("count", [2_000, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_whole_screens_hold_hostile_strings_as_text(tmp_path: Path, count: int) -> None:
+def test_whole_screens_hold_hostile_strings_as_text(tmp_path: Path, count: int, view: str) -> None:
     strings = list(hostile(count))
     with RatingsStore(tmp_path / "h.db", create=True) as store:
         store.settings.repeat_share = 0.0
@@ -77,7 +78,7 @@ def test_whole_screens_hold_hostile_strings_as_text(tmp_path: Path, count: int) 
 
         async def run() -> None:
             app = RatingApp(Sitting(store, "ada"))
-            async with app.run_test(size=(118, A_SCREEN + 60)) as pilot:
+            async with app.run_test(size=(118, A_SCREEN + 80)) as pilot:
 
                 def written() -> str:
                     return app.screen._compositor.render_full_update().render_segments(app.console)
@@ -86,6 +87,8 @@ def test_whole_screens_hold_hostile_strings_as_text(tmp_path: Path, count: int) 
                 assert len(check(written(), STYLE_OR_POSITION)) >= A_SCREEN  # the guideline
                 app.pop_screen()
                 while app.sitting.assignment is not None:
+                    assert app.sitting.view == "rendered"
+                    app.action_show(view)
                     await pilot.pause()
                     seen.update(check(written(), STYLE_OR_POSITION))
                     app.sitting.skip()

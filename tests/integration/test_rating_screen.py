@@ -1,22 +1,18 @@
 """The rating screen, whole, driven by Textual's Pilot: real widgets, real layout, a real ratings file."""
 
-import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from helpers.rating_screen import drive, lines, listening, press, text
 from textual.pilot import Pilot
 
 from alignment.errors import UserError
 from alignment.labeling import tui
-from alignment.labeling.session import Sitting
-from alignment.labeling.tui import RatingApp
 from alignment.ratings import Gold, Rating, RatingsStore
 
 LONG = "The library opens at nine and closes at six, and on Sundays it does not open at all. " * 30
-KEYS = {"=": "equals_sign", "?": "question_mark"}
 
 
 @pytest.fixture
@@ -37,43 +33,6 @@ def add_pairs(store: RatingsStore, count: int) -> None:
 def add_rank(store: RatingsStore, count: int, text: str = "") -> None:
     texts = [{"text": f"answer-{'abcdefghi'[i]} {text}", "model": f"secret-{i}@v1"} for i in range(count)]
     store.add_item([{"role": "user", "content": "order these."}], texts, kind="rank")
-
-
-def drive(
-    store: RatingsStore, script: Callable[[Pilot], Awaitable[None]], size: tuple[int, int] = (120, 40), **options
-) -> RatingApp:
-    async def run() -> RatingApp:
-        app = RatingApp(Sitting(store, "ada", **options))
-        async with app.run_test(size=size) as pilot:
-            await pilot.pause()
-            await asyncio.wait_for(script(pilot), 60)
-        return app
-
-    return asyncio.run(run())
-
-
-async def press(pilot: Pilot, *keys: str) -> None:
-    """Press each key as soon as the screen listens to it."""
-    for key in keys:
-        await listening(pilot)
-        await pilot.press(KEYS.get(key, key))
-        await pilot.pause()
-    await listening(pilot)
-
-
-async def listening(pilot: Pilot) -> None:
-    end = time.monotonic() + 10
-    while time.monotonic() < pilot.app.deaf_until:
-        assert time.monotonic() < end, "the screen never listened again"
-        await pilot.pause(0.01)
-
-
-def lines(pilot: Pilot) -> list[str]:
-    return [strip.text for strip in pilot.app.screen._compositor.render_strips()]
-
-
-def text(pilot: Pilot) -> str:
-    return "\n".join(lines(pilot))
 
 
 def last(store: RatingsStore) -> Rating:
@@ -282,9 +241,11 @@ def test_feedback_after_calibration_waits_for_a_key(store: RatingsStore) -> None
 
         side = good_side()
         await press(pilot, "1" if side == "LEFT" else "7")
-        assert f"Correct: {side} is better." in text(pilot) and "gold" in text(pilot)
+        assert f"Correct. You said: {side} is much better. Expected: {side} is better." in text(
+            pilot
+        ) and "gold" in text(pilot)
         await press(pilot, "j", "down")  # looking around does not go on
-        assert "Correct:" in text(pilot) and "any key goes on" in text(pilot)
+        assert "Correct." in text(pilot) and "any key goes on" in text(pilot)
         await pilot.pause(0.2)
         assert not set(lines(pilot)[-1].split()) & {"Undo", "Skip", "Flag", "Comment"}
         await press(pilot, "1")
@@ -375,6 +336,74 @@ def test_keys_that_come_before_the_item_rate_nothing(store: RatingsStore) -> Non
         await listening(pilot)
         await press(pilot, "2")
         assert len(store.ratings()) == 3
+
+    drive(store, script)
+
+
+def test_markdown_is_rendered_and_r_shows_it_raw(store: RatingsStore) -> None:
+    """What was shown is stored with the answer; each item begins rendered, if there is anything to render."""
+    for i in range(3):
+        prompt = [{"role": "user", "content": f"item {i}"}, {"role": "assistant", "content": "*turn*"}]
+        answers = ["**bold**\n\n- point", "plain"] if i < 2 else ["plain one", "plain two"]
+        store.add_item(prompt if i < 2 else prompt[:1], [{"text": text} for text in answers])
+    given = {}
+
+    async def script(pilot: Pilot) -> None:
+        while pilot.app.sitting.assignment is not None:
+            number = int(re.search(r"item (\d)", text(pilot))[1])
+            await pilot.pause(0.2)
+            if number == 2:
+                assert "Raw" not in lines(pilot)[-1]
+                await press(pilot, "r")
+                assert "[raw]" not in text(pilot) and "plain one" in text(pilot)
+            else:
+                assert "• point" in text(pilot) and "**" not in text(pilot) and "*turn*" not in text(pilot)
+                assert "r Raw" in lines(pilot)[-1] and "[raw]" not in text(pilot)
+                await press(pilot, "r")
+                assert "- point" in text(pilot) and "**bold**" in text(pilot) and "*turn*" in text(pilot)
+                assert "r Rendered" in lines(pilot)[-1] and "[raw]" in text(pilot)
+                if number == 1:
+                    await press(pilot, "f", "r")
+                    assert "• point" in text(pilot) and "[flagged]" in text(pilot)
+            await press(pilot, "4")
+            given[number] = last(store).view
+        await press(pilot, "u")
+        await pilot.pause(0.2)
+        assert ("[raw]" in text(pilot), "**" in text(pilot)) == (False, False)
+        await press(pilot, "4")
+
+    drive(store, script, size=(80, 24))
+    assert given == {0: "raw", 1: "rendered", 2: "raw"}
+
+
+def test_a_view_stays_when_nothing_is_saved_and_while_feedback_is_read(store: RatingsStore) -> None:
+    gold = Gold(choice="first")
+    store.add_item([{"role": "user", "content": "gold"}], [{"text": "**good**"}, {"text": "bad"}], gold=gold)
+    store.settings.calibration = 1
+    failing = Failing(store)
+
+    async def script(pilot: Pilot) -> None:
+        await press(pilot, "r")
+        failing.broken = ("submit",)
+        await press(pilot, "4")
+        assert "disk is full" in text(pilot) and "**good**" in text(pilot) and "[raw]" in text(pilot)
+        failing.broken = ()
+        await press(pilot, "4")
+        assert "any key goes on" in text(pilot) and "**good**" in text(pilot)
+        await press(pilot, "r")
+        assert "any key goes on" in text(pilot) and "**good**" not in text(pilot) and "good" in text(pilot)
+        assert last(store).view == "raw"
+
+    drive(failing, script)
+
+
+def test_what_is_too_much_to_render_is_raw_and_says_so(store: RatingsStore) -> None:
+    store.add_item([{"role": "user", "content": "**q**"}], [{"text": "> " * 30 + "deep"}], kind="single")
+
+    async def script(pilot: Pilot) -> None:
+        assert "[raw: too deeply nested to render]" in text(pilot) and "> > >" in text(pilot) and "**q**" in text(pilot)
+        await press(pilot, "r", "4")
+        assert last(store).view == "raw"
 
     drive(store, script)
 

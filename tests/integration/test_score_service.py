@@ -92,7 +92,7 @@ def test_the_run_is_the_same_to_the_bit(house, reward, monkeypatch):
     run("inside", f"model.reward={reward}")
     monkeypatch.setenv("ALIGNMENT_SCORE_TOKEN", "correct-horse-battery")
     with serving(Path.cwd(), reward) as address:
-        entry = f"url: '{address}/score', send_tokens: true"
+        entry = f"url: '{address}/score'"
         run("outside", "model.reward=null", f"rewards.others=[{{{entry}}}]")
     inside, outside = figures("inside"), figures("outside")
     assert inside == outside
@@ -116,7 +116,10 @@ def test_what_is_no_request_of_the_protocol_is_refused(house):
         assert list(answer.json()) == ["scores"] and len(answer.json()["scores"]) == 2
         wrong = httpx.post(f"{address}/score", json=good, headers={"Authorization": "Bearer correct"})
         assert wrong.status_code == 401
-        assert httpx.post(f"{address}/score", json=good).status_code == 401
+        refused = httpx.post(f"{address}/score", json=good | {"filler": "x" * 2**25})  # read to its end, then refused
+        assert (refused.status_code, refused.headers["Alignment-Wants"]) == (401, "key")
+        offered = httpx.post(f"{address}/score", json=good, headers=key | {"Alignment-Offers": "tokens"})
+        assert (offered.status_code, offered.headers["Alignment-Wants"]) == (428, "tokens")
         assert httpx.post(f"{address}/score", content=json.dumps(good), headers=key).status_code == 415
         host = {"Host": "evil.example"}
         assert httpx.post(f"{address}/score", json=good, headers=key | host).status_code == 400

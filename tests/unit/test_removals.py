@@ -36,7 +36,7 @@ REASONS = {
     "alignment/registry/trash.py drop_note: unlink": "the mark of a removed version, once that is back in its place",
     "alignment/registry/trash.py move_to_trash: os.rename": "what `gc` or `remove` was asked for; it can be restored",
     "alignment/registry/trash.py purge: os.rename": "to a name of its own, so that one of two purges gets it",
-    "alignment/registry/trash.py restore_version: os.rename": "onto nothing: a rename refuses a folder with files",
+    "alignment/registry/trash.py _rename_onto_nothing: os.rename": "a rename refuses a folder with files",
     "alignment/runs/checkpoint.py Checkpoints._commit: rename": RUN + "; an uncommitted folder was moved away before",
     "alignment/runs/checkpoint.py Checkpoints._stage: shutil.rmtree": RUN + ": what killed jobs left behind",
     "alignment/runs/checkpoint.py _discard: rename": RUN + ", once newer checkpoints are verified",

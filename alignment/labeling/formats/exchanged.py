@@ -40,8 +40,11 @@ def write_jsonl(stored: Stored, left_out: Counter[str]) -> Rows:
     for rating in stored.ratings:
         given.setdefault(rating.item, []).append(rating)
     names = [field.name for field in fields(Rating) if field.name not in ("id", "item", "kind")]
-    for item in stored.items:
-        row = {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
+    for place, item in enumerate(stored.items):
+        row: dict[str, Any] = {"item": item.id}
+        row |= {name: getattr(item, name) for name in ("kind", "prompt", "need", "metadata")}
+        if stored.wordings and place == 0:
+            row["wordings"] = stored.wordings
         yield row | {
             "completions": [asdict(completion) for completion in item.completions],
             "gold": None if item.gold is None else asdict(item.gold),
@@ -75,7 +78,7 @@ def write_hh(stored: Stored, left_out: Counter[str]) -> Rows:
             left_out["pairs that a transcript cannot hold (another role, an empty turn, a turn mark in a text)"] += 1
         else:
             chosen, rejected = sides if pair.majority == "first" else sides[::-1]
-            yield {"chosen": chosen, "rejected": rejected}
+            yield {"chosen": chosen, "rejected": rejected, "item": pair.item.id}
 
 
 def _transcript(prompt: Sequence[Mapping[str, str]], answer: str) -> str | None:
@@ -146,11 +149,8 @@ def _instruction(item: Item) -> dict[str, Any] | None:
         return None
     question = item.prompt[0]["content"]
     instruction, _, extra = question.partition(INPUT_HEADING)
-    return (
-        {"instruction": instruction, "input": extra}
-        if instruction and extra
-        else {"instruction": question, "input": ""}
-    )
+    asked = (instruction, extra) if instruction and extra else (question, "")
+    return {"idx": item.id, "instruction": asked[0], "input": asked[1]}
 
 
 # --- qa-feedback: a question, K predictions, and what was said of each two -----------------------------------------
@@ -215,5 +215,7 @@ def _question(pairs: Sequence[Pair]) -> dict[str, Any] | None:
     for pair in pairs:
         if kept := kept_row(pair.item, "qa-feedback", row=dict):
             return dict(kept["row"])
-    prompt = pairs[0].item.prompt
-    return {"question": prompt[0]["content"], "passages": []} if [turn["role"] for turn in prompt] == ["user"] else None
+    item = pairs[0].item
+    if [turn["role"] for turn in item.prompt] != ["user"]:
+        return None
+    return {"question": item.prompt[0]["content"], "passages": [], "item": item.id}

@@ -11,7 +11,7 @@ from alignment.labeling.formats import arena, argilla, columns, exchanged, label
 from alignment.labeling.formats.fields import PROMPTS, first_key
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read, Reader, Row
 
-_PEOPLE = "strength, seconds, comments, flags, order shown, skips, gold and repeats"
+_PEOPLE = "strength, seconds, comments, answers to questions, flags, order shown, skips, gold and repeats"
 _LINES = (".jsonl", ".jsonl.gz")
 
 
@@ -46,8 +46,8 @@ FORMATS: dict[str, FileFormat] = {
         "nothing",
         exchanged.write_jsonl,
         _LINES,
-        "nothing of items and ratings; not in it are the store's settings and guideline, invitations, open claims and "
-        "answers that were taken back",
+        "nothing of items and ratings; not in it are the shares of control items, invitations, open claims and answers "
+        "that were taken back",
         joins=False,
     ),
     "label-studio": FileFormat(

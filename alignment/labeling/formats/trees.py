@@ -21,7 +21,7 @@ def read_trees(row: Row, options: ImportOptions) -> Read:
     formats.shape_of(row, "tree", ["tree"])
     check_marks(row, [key for key in row if key != "prompt"], "tree", ["answer"])
     entries: Read = []
-    for history, ranked in ranked_replies(row):
+    for history, ranked, ranks in ranked_replies(row):
         texts = [check_text(node.get("text"), f"the text of {node.get('message_id')}") for node in history]
         roles = ["assistant" if node["role"] == "assistant" else "user" for node in history]
         answers = [
@@ -39,7 +39,7 @@ def read_trees(row: Row, options: ImportOptions) -> Read:
                 kind="rank",
                 prompt=[{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)],
                 completions=answers,
-                answers=[{"labeler": "oasst", "choice": "ranked", "ranks": [node["rank"] + 1 for node in ranked]}],
+                answers=[{"labeler": "oasst", "choice": "ranked", "ranks": [rank + 1 for rank in ranks]}],
                 metadata={"oasst": kept, "lang": ranked[0].get("lang")},
             )
         )

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const PAUSE = 400; // ms after the first frame in which an answer cannot be meant for this item: nobody has read it
+  const SHORT_PAUSE = 150; // ms in which a second press of a key cannot be meant for the question that just came
   const all = (selector) => [...document.querySelectorAll(selector)];
   const one = (selector) => document.querySelector(selector);
   const form = one("#answer");
@@ -40,17 +41,36 @@
   if (location.pathname === "/undo") history.replaceState(null, "", "/"); // a reload must not take one more back
   window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
-  // A comment that was begun survives undo, a reload and a lost connection.
-  const remark = form && form.elements.comment;
-  if (remark) {
-    const draft = `comment ${form.elements.rating.value}`;
-    remark.value = sessionStorage.getItem(draft) || remark.value;
-    one("#remark").open = remark.value !== "";
-    remark.addEventListener("input", () => sessionStorage.setItem(draft, remark.value));
-    one("#remark summary").addEventListener("click", (event) => {
+  // What was begun to be written survives undo, a reload and a lost connection.
+  const texts = form ? [...form.elements].filter((each) => each.tagName === "TEXTAREA") : [];
+  for (const text of texts) {
+    const draft = `${text.name} ${form.elements.rating.value}`;
+    const details = text.closest("details");
+    const kept = sessionStorage.getItem(draft);
+    if (kept !== null) text.value = kept;
+    if (text.value !== (text.name.startsWith("rewrites") ? text.defaultValue : "")) details.open = true;
+    text.addEventListener("input", () => sessionStorage.setItem(draft, text.value));
+    details.querySelector("summary").addEventListener("click", (event) => {
       event.preventDefault(); // the browser's own way opens it a little later, when the first letters are typed
-      one("#remark").open = !one("#remark").open;
-      if (one("#remark").open) remark.focus();
+      details.open = !details.open;
+      if (details.open) text.focus();
+    });
+  }
+  // What is selected in an answer becomes a line of what is wrong in it.
+  const raw = one("#raw"); // passages are of the text as it was written
+  for (const box of all("details:has([data-mark])")) {
+    box.addEventListener("toggle", () => { if (raw && box.open) raw.checked = true; });
+  }
+  for (const button of all("[data-mark]")) {
+    button.addEventListener("mousedown", (event) => event.preventDefault()); // it would end the selection
+    button.addEventListener("click", () => {
+      const selection = getSelection();
+      const answer = button.closest("article");
+      const words = selection.toString().split(/\s+/).filter(Boolean).join(" ");
+      if (!words || !answer.querySelector(".text").contains(selection.anchorNode)) return;
+      const list = answer.querySelector("[name^=spans]");
+      list.value += `${list.value && !list.value.endsWith("\n") ? "\n" : ""}${button.dataset.mark} ${words}\n`;
+      list.dispatchEvent(new Event("input"));
     });
   }
   if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
@@ -102,9 +122,44 @@
     tell();
   }
 
+  // One question at a time: an answer goes on to the next, and the overall choice sends them all.
+  const questions = all("fieldset.question");
+  const answered = (question) => question.querySelector("input:checked") !== null;
+  const ask = () => {
+    const open = questions.findIndex((question) => !answered(question));
+    const now = open < 0 ? questions.length : open;
+    questions.forEach((question, place) => { question.hidden = place !== now; });
+    for (const part of [one("#choices"), one("#more [value=b]")]) if (part) part.hidden = open >= 0;
+    one("#step-back").hidden = now === 0;
+    one("[form=undo]").hidden = now !== 0; // it comes back with the first question
+    return now;
+  };
+  let arrow = false; // the arrow keys of a group of radio buttons look around in it
+  document.addEventListener("keydown", (event) => {
+    arrow = event.key.startsWith("Arrow");
+    setTimeout(() => { arrow = false; });
+  }, true);
+  const goOn = () => {
+    const now = ask();
+    ready = Math.max(ready, performance.now() + SHORT_PAUSE);
+    say(one("#asked"), now < questions.length ? questions[now].querySelector("legend").textContent
+      : one("#choices .overall").textContent);
+  };
+  if (questions.length) {
+    for (const input of all(".question input")) {
+      input.addEventListener("click", () => { if (!arrow) goOn(); });
+    }
+    one("#step-back").addEventListener("click", () => {
+      const last = questions.filter(answered).at(-1);
+      last.querySelector("input:checked").checked = false;
+      goOn();
+    });
+    ask();
+  }
+
   // The last message of a conversation is the one that is answered.
   const prompt = one("#prompt");
-  if (prompt && prompt.children.length > 2) prompt.scrollTop = prompt.scrollHeight;
+  if (prompt && prompt.querySelectorAll("h2").length > 1) prompt.scrollTop = prompt.scrollHeight;
 
   const hotkeys = one("#hotkeys"); // speech input types letters at random: such users turn keys off
   if (hotkeys) {
@@ -117,6 +172,7 @@
     const told = event.key.length > 1 || event.shiftKey || /[a-z0-9?=]/i.test(event.key);
     return (told ? event.key : event.code.replace(/^(Key|Digit|Numpad)/, "")).toLowerCase();
   };
+  let lastWritten = null; // the head of the text that a key opened last
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     if (event.key === "Escape") {
@@ -124,13 +180,26 @@
       if (one("#help")) one("#help").open = false;
       return;
     }
+    if (event.key === "Enter" && event.target.closest(".question")) {
+      event.preventDefault();
+      if (answered(event.target.closest(".question"))) goOn();
+      return;
+    }
+    if (event.key === "Enter" && event.target.closest("#answer input")) {
+      event.preventDefault(); // the browser would send the form
+      return;
+    }
     if (event.target.closest("textarea, select") || (hotkeys && !hotkeys.checked)) return;
     if (event.key === "Enter" && event.target.closest("a, button, summary, label, input")) return; // it has its own
-    const control = all("[data-key]").find((each) => each.dataset.key === nameOf(event));
+    // A key that several have, as one of each answer, goes round them.
+    const same = all("[data-key]").filter((each) => each.dataset.key === nameOf(event) && !each.closest("[hidden]"));
+    const control = same[(same.indexOf(lastWritten) + 1) % same.length];
     if (!control) return;
     event.preventDefault();
     if (event.repeat || performance.now() < ready) return;
-    if (control.closest("#remark[open]")) remark.focus();
+    const open = control.tagName === "SUMMARY" && control.closest("details[open]")?.querySelector("textarea");
+    if (control.tagName === "SUMMARY") lastWritten = control;
+    if (open) open.focus();
     else control.click();
   });
 })();

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import chromium
 from helpers.rating_page import PageServer, hostile, pairs
+from helpers.rendered import ELEMENTS
 
 from alignment.terminal import clean
 
@@ -245,7 +246,9 @@ def test_layout_and_hostile_text_in_a_real_browser(server, store, browser):
     ada = Keyboard(browser)
     ada.answer("Enter")
     assert sorted(ada.texts()) == sorted([clean("\n".join(texts[:200])), clean("\n".join(texts[200:]))])
-    assert browser.evaluate("document.querySelectorAll('#prompt *, #answers .text *').length") == 16
+    assert browser.evaluate("document.querySelectorAll('#prompt h2 *, .text *').length") == 0
+    names = browser.evaluate("[...document.querySelectorAll('.rendered *')].map(each => each.localName)")
+    assert names and set(names) <= ELEMENTS
     for look in ((1280, 800, {}), (1280, 800, {"zoom": 2}), (360, 740, {"phone": True}), (1280, 800, {"zoom": 4})):
         browser.look(look[0], look[1], **look[2])
         browser.evaluate("scrollTo(0, document.body.scrollHeight / 2)")
@@ -264,3 +267,68 @@ def test_layout_and_hostile_text_in_a_real_browser(server, store, browser):
             assert node["name"]["value"].strip(), node
     assert browser.problems == []
     assert all(address.startswith(server.base + "/") for address in browser.requests), browser.requests
+
+
+WIDE = """## Head
+
+A [link](http://127.0.0.1:9/link), ![a picture](http://127.0.0.1:9/picture.png) and <img src="http://127.0.0.1:9/raw.png">.
+
+| a | b | c | d | e | f |
+|---|---|---|---|---|---|
+| a long cell | another long cell | a third long cell | and one more | unbreakable_{0} | x |
+
+```python
+def f():  # {0}
+    return "a"
+```
+""".replace("{0}", "word_" * 60)
+SHOWN = "[...document.querySelectorAll('{}')].map(each => each.checkVisibility())"
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("scripted", [True, False])
+def test_rendered_and_raw_take_turns_in_a_real_browser(server, store, browser, scripted):
+    """By key, or by a click where there is no JavaScript; comment, place and time of the item are kept."""
+    for number in range(2):
+        store.add_item([{"role": "user", "content": f"**{number}**"}], [{"text": WIDE}, {"text": "plain"}])
+    browser.send("Emulation.setScriptExecutionDisabled", value=not scripted)
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    browser.evaluate("document.querySelector('button').click()") if not scripted else Keyboard(browser).answer("Enter")
+    browser.wait(NEXT.format(""))
+    ada = Keyboard(browser)
+    for number in range(2):
+        before = ada.rating()
+        rendered, raw, plain = (SHOWN.format(name) for name in (".rendered", ".source", ".text:not(.source)"))
+        assert [browser.evaluate(each) for each in (rendered, raw, plain)] == [[True] * 2, [False] * 2, [True]]
+        browser.evaluate("document.querySelector('textarea').value = 'kept'")
+        for _ in range(number + 1):
+            ada.press("r") if scripted else browser.evaluate("document.querySelector('#raw').click()")
+        switched = number == 0
+        assert [browser.evaluate(each) for each in (rendered, raw)] == [[not switched] * 2, [switched] * 2]
+        assert browser.evaluate("document.querySelector('textarea').value") == "kept"
+        browser.evaluate("document.querySelector('[value=\"4\"]').click()")
+        browser.wait(f"document.readyState == 'complete' && {RATING} != '{before}'")
+    assert [(rating.view, rating.comment) for rating in store.ratings()] == [("raw", "kept"), ("rendered", "kept")]
+    assert browser.problems == []
+    assert all(address.startswith(server.base + "/") for address in browser.requests), browser.requests
+
+
+@pytest.mark.browser
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True])
+def test_wide_tables_and_code_scroll_in_their_own_boxes_on_a_phone(server, store, browser, dark):
+    store.add_item([{"role": "user", "content": WIDE}], [{"text": WIDE}, {"text": "اشرح **هذا**\n\n- أولا"}])
+    browser.look(360, 740, phone=True, dark=dark)
+    browser.open(f"{server.base}/l/{store.people.invite('ada')}")
+    Keyboard(browser).answer("Enter")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+    boxes = browser.evaluate(
+        "[...document.querySelectorAll('#answers .scroll')].map(e => [e.scrollWidth, e.clientWidth])"
+    )
+    assert len(boxes) == 2 and all(inner > outer for inner, outer in boxes)
+    right = "getComputedStyle(document.querySelector('article li').parentElement).direction"
+    assert browser.evaluate(right) == "rtl"
+    row = browser.evaluate("[...document.querySelectorAll('#more > *')].map(each => each.getBoundingClientRect().top)")
+    assert max(row) - min(row) < 10, "the row of small buttons has become two"
+    assert browser.problems == []

@@ -6,16 +6,21 @@ import re
 
 import pytest
 from helpers.rating_page import BASE, Labeler, Page, hostile, pairs
+from helpers.rendered import check_tag
 from starlette.testclient import TestClient
 
 from alignment.labeling import web
 from alignment.terminal import clean
 
 
-def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
-    """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same."""
+@pytest.mark.parametrize("rounds", [12, pytest.param(102, marks=pytest.mark.slow)])  # the slow one: 10^5 strings
+def test_hostile_strings_stay_text(app, store, rounds):
+    """The page of a hostile item has the elements and attributes of a harmless one, one by one, and says the same.
+
+    Beside them are the boxes of rendered texts, with elements of their own list alone.
+    """
     rng = random.Random(0)
-    messages, completions, rounds = 495, 9, 102
+    messages, completions = 495, 9
 
     def add(text) -> list[tuple[list[str], list[str]]]:
         # Two surrogates side by side are one character to JSON, and so to the store.
@@ -26,8 +31,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         store.add_item(prompt, [{"text": each} for each in said], kind="rank")
         return roles, contents, said
 
-    added = [add(lambda: "harmless"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
-    count = (rounds - 1) * (2 * messages + completions)
+    added = [add(lambda: "**harmless**"), *(add(lambda: hostile(rng)) for _ in range(rounds - 1))]
     ada = Labeler(app, store.people.invite("ada"))
     store.settings.guideline = "x"
     by_first = {clean(contents[0]) + clean(contents[1]): (roles, contents, said) for roles, contents, said in added}
@@ -37,6 +41,9 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert clean(html) == html, "a control character as such"
         page = Page(html)
         shapes.add((*page.elements, *page.declarations))
+        assert page.rendered
+        for tag in page.rendered:
+            check_tag(tag)
         store.settings.guideline = hostile(rng)
         guideline, texts = page.texts[0], page.texts[1:]
         assert guideline
@@ -46,7 +53,7 @@ def test_a_hundred_thousand_hostile_strings_stay_text(app, store):
         assert page.headings[2 : 2 + messages] == list(map(clean, roles))
         answer = ada.post("/rate", page.fields | {"answer": "s", "comment": "x"})
         assert answer.status_code == 303
-    assert not by_first and count >= 100_000
+    assert not by_first
     assert len(shapes) == 1, "some text became markup"
 
 
@@ -102,7 +109,8 @@ def test_colours_have_contrast(scheme):
         return (bright + 0.05) / (dark + 0.05)
 
     for text, ground in [("ink", "paper"), ("ink", "soft"), ("dim", "paper"), ("dim", "soft"), ("on-accent", "accent"),
-                         ("right", "paper"), ("wrong", "paper")]:  # fmt: skip
+                         ("right", "paper"), ("wrong", "paper"), ("keyword", "soft"), ("string", "soft"),
+                         ("number", "soft"), ("defined", "soft")]:  # fmt: skip
         assert contrast(text, ground) >= 4.5, (text, ground)
     for edge in ("edge", "accent", "other"):
         assert contrast(edge, "paper") >= 3 and contrast(edge, "soft") >= 3, edge

@@ -72,7 +72,7 @@ def test_progress_guideline_and_keys_are_on_the_page(app, store):
     page = ada.rate(ada.page(), "2")
     assert re.search(r"2 of 3, ~\d+ s each, under a minute left", page.words)
     assert "Prefer what is true." in page.texts
-    assert [value for name, value in page.buttons if name == "answer"] == [*"1234567bs"]
+    assert [value for name, value in page.buttons if name == "answer" and value] == [*"1234567bs"]
 
 
 def test_nothing_names_a_model_or_a_control(app, store):
@@ -112,7 +112,7 @@ def test_undo_any_number_of_steps_brings_back_what_was_said(app, store):
 def test_practice_tells_the_right_answer_and_is_final(app, store):
     store.settings.calibration = 2
     store.settings.gold_share = 0.0
-    pairs(store, 2, gold=Gold(choice="first"))
+    pairs(store, 2, gold=Gold(choice="first", reason="Alpha comes <first>."))
     for i in range(3):
         store.add_item([{"role": "user", "content": f"real {i}"}], [{"text": "x"}, {"text": "y"}])
     ada = Labeler(app, store.people.invite("ada"))
@@ -121,8 +121,12 @@ def test_practice_tells_the_right_answer_and_is_final(app, store):
         left = answers(page)[0].startswith("alpha")
         practice = ada.rate(page, "2" if left == right else "6")
         assert ("✓ Right" in practice.words) == right
-        assert f"Expected: {'A' if left else 'B'} is better" in practice.words
-        assert answers(practice) == answers(page)
+        said, expected = "AB"[left != right], "AB"[not left]
+        assert (
+            f"You said: {said} is clearly better . Expected: {expected} is better . Alpha comes <first>."
+            in practice.words
+        )
+        assert [text for text in practice.texts if text in page.texts] == page.texts
         rating = store.ratings()[-1].id
     page = ada.page()
     assert "real" in page.texts[0]
@@ -194,3 +198,58 @@ def test_a_comment_may_hold_anything(app, store, raw, stored):
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     assert ada.client.post("/rate", content=body, headers=ada.origin() | form).status_code == 303
     assert store.ratings()[0].comment == stored.replace("???", "\ufffd" * 3)
+
+
+FORMATTED = "## Head\n\n**bold** and `code`"
+
+
+@pytest.mark.parametrize("switched", [False, True])
+def test_a_formatted_item_comes_rendered_and_raw_and_what_was_shown_is_stored(app, store, switched):
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "*turn*"},
+        {"role": "user", "content": "q"},
+    ]
+    store.add_item(turns, [{"text": FORMATTED}, {"text": "plain"}])
+    ada = Labeler(app, store.people.invite("ada"))
+    html = ada.client.get("/").text
+    page = Page(html)
+    assert sorted(page.texts) == sorted(["q", "*turn*", "q", FORMATTED, "plain"])
+    for shown in ('<h3 dir="auto">Head</h3>', "<strong>bold</strong>", "<em>turn</em>"):
+        assert html.count(shown) == 1
+    assert html.count('class="rendered"') == html.count('class="text source"') == 2  # what is plain stands there once
+    assert html.index('name="view" value="rendered"') < html.index('type="checkbox" name="view" value="raw"')
+    body = [*(page.fields | {"answer": "4"}).items(), *[("view", "raw")] * switched]  # a browser sends both, in order
+    sent = "&".join(f"{name}={value}" for name, value in body)
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert ada.client.post("/rate", content=sent, headers=ada.origin() | kind).status_code == 303
+    assert [rating.view for rating in store.ratings()] == ["raw" if switched else "rendered"]
+
+
+def test_an_item_without_markdown_has_no_switch(app, store):
+    pairs(store, 1)
+    ada = Labeler(app, store.people.invite("ada"))
+    html = ada.client.get("/").text
+    assert not re.search('name="view"|class="rendered"|class="text source"', html)
+    ada.rate(Page(html), "4")
+    ada.post("/undo", ada.page().fields)
+    ada.rate(ada.page(), "4", view="<b>")
+    assert [rating.view for rating in store.ratings()] == ["raw"]
+
+
+def test_what_is_too_much_to_render_is_raw_and_says_so(app, store):
+    store.add_item([{"role": "user", "content": "**q**"}], [{"text": "> " * 30 + "deep"}], kind="single")
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    assert "Raw: too deeply nested to render" in page.words and not page.rendered and page.texts[0] == "**q**"
+    ada.rate(page, "4")
+    assert store.ratings()[0].view == "raw"
+
+
+def test_practice_shows_what_was_rated_rendered_too(app, store):
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "**a**"}, {"text": "b"}], gold=Gold(choice="first"))
+    store.settings.calibration = 1
+    ada = Labeler(app, store.people.invite("ada"))
+    practice = ada.rate(ada.page(), "4")
+    assert "Practice" in practice.words and practice.rendered == ['<p dir="auto">', "<strong>"]
+    assert sorted(practice.texts) == ["**a**", "b", "q"]

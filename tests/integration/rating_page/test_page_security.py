@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from alignment.errors import UserError
 from alignment.labeling import web
-from alignment.labeling.web_security import BODY_BYTES, HEADERS, seal, unseal
+from alignment.labeling.web_security import BODY_BYTES, FORM_FIELDS, HEADERS, seal, unseal
 from alignment.ratings import RatingsStore
 
 POLICY = (
@@ -201,9 +201,9 @@ def test_a_body_has_a_limit_whether_or_not_it_says_its_length(app, store):
     form = ada.page().fields | {"answer": "1"}
     assert ada.post("/rate", form | {"comment": "x" * BODY_BYTES}).status_code == 413
     kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    chunks = (b"comment=" + b"x" * 10_000 for _ in range(10))
+    chunks = (b"comment=" + b"x" * 10_000 for _ in range(BODY_BYTES // 10_000 + 1))
     assert ada.client.post("/rate", content=chunks, headers=ada.origin() | kind).status_code == 413
-    many = "&".join(f"f{n}=1" for n in range(40))
+    many = "&".join(f"f{n}=1" for n in range(FORM_FIELDS + 8))
     assert ada.client.post("/rate", content=many, headers=ada.origin() | kind).status_code == 400
     files = {"comment": ("a.txt", b"x" * 100)}
     assert ada.client.post("/rate", files=files, data=form, headers=ada.origin()).status_code == 415

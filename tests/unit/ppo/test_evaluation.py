@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from alignment.errors import ConfigError
 from alignment.intervals import win_rate
+from ppo.best_of_n import number_of_draws
 from ppo.best_policy import BestPolicy, check_selection
-from ppo.config import TrainingConfig
+from ppo.config import PPOStageConfig, TrainingConfig
 from ppo.evaluation import HeldOutAnswers, answer_metrics, halves
 
 
@@ -177,3 +178,22 @@ def test_choosing_needs_evaluations(training, held_out, message):
 def test_nothing_held_out_and_nothing_asked_is_fine():
     check_selection(TrainingConfig(), 0)
     check_selection(TrainingConfig(eval_steps=2, early_stopping_patience=1, max_kl=3.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "training", "batch_size", "draws"),
+    [
+        (0, {}, 64, 0),
+        (100, {"max_steps": 25, "eval_steps": 5}, 64, 4),  # six evaluations: 0, 5, ..., 25
+        (100, {"max_steps": 24, "eval_steps": 3}, 64, 8),  # nine: 0, 3, ..., 24
+        (100, {"max_steps": 10}, 8, 2),  # the first and the last
+        (100, {"max_steps": 1000}, 64, 32),  # 5% of 64,000 episodes are 32 for each prompt
+        (10, {"max_steps": 1000}, 64, 64),
+    ],
+)
+def test_best_of_n_costs_no_more_than_the_evaluations_or_a_twentieth(prompts, training, batch_size, draws):
+    config = PPOStageConfig.model_validate(
+        {"name": "r", "model": {"policy": "p", "reward": "r"}, "data": {"train": "f"}, "registry": {"name": "ppo"},
+         "training": training, "rollout": {"batch_size": batch_size}}
+    )  # fmt: skip
+    assert number_of_draws(config, prompts) == draws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import re
 import socket
@@ -16,6 +17,7 @@ from alignment.evaluation.reward_values import RewardError
 from ppo import reward_services
 from ppo.config import RewardSource
 from ppo.reward_services import HTTPReward
+from ppo.sequences import Row
 from tests.unit.ppo.test_reward_sources import PROMPTS, RESPONSES, service
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -180,3 +182,83 @@ def test_an_address_that_cannot_be_asked_is_refused_before_training(url, message
         ask(url)
     assert message in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+# a service that wants more than text
+
+
+class Asking:
+    """A service that refuses with `Alignment-Wants` until it is sent what it wants; `asked` has what it was sent."""
+
+    def __init__(self, *wants):
+        self.wants, self.asked = wants, []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append((dict(self.headers), sent))
+                has = {"tokens": "tokens" in sent, "key": self.headers.get("Authorization") == "Bearer secret"}
+                missing = [want for want in outer.wants if not has.get(want)]
+                self.send_response(428 if missing else 200)
+                if missing:
+                    self.send_header("Alignment-Wants", missing[0])
+                self.end_headers()
+                self.wfile.write(b"more, please" if missing else b'{"scores": [1, 2]}')
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def reward(self, tokenizer):
+        url = f"http://127.0.0.1:{self.server.server_port}/score"
+        return HTTPReward(RewardSource(url=url), max_retries=0, tokenizer=tokenizer)
+
+
+TOKENS = [Row([5, 6], [7]), Row([5], [8, 9])]
+
+
+def test_what_a_service_does_not_ask_for_it_does_not_get(tokenizer, monkeypatch):
+    monkeypatch.setenv("ALIGNMENT_SCORE_TOKEN", "secret")
+    with Asking() as service:
+        assert service.reward(tokenizer).score(PROMPTS, RESPONSES, TOKENS) == [1.0, 2.0]
+    ((headers, sent),) = service.asked
+    assert list(sent) == ["prompts", "responses"] and "Authorization" not in headers
+    assert headers["Alignment-Offers"] == "tokens"
+
+
+def test_a_service_gets_the_tokens_and_the_key_that_it_asks_for_and_is_asked_once(tokenizer, monkeypatch):
+    monkeypatch.setenv("ALIGNMENT_SCORE_TOKEN", "secret")
+    with Asking("key", "tokens") as service:
+        reward = service.reward(tokenizer)
+        assert reward.score(PROMPTS, RESPONSES, TOKENS) == reward.score(PROMPTS, RESPONSES, TOKENS) == [1.0, 2.0]
+    has = [("Authorization" in headers, "tokens" in sent) for headers, sent in service.asked]
+    assert has == [(False, False), (True, False), (True, True), (True, True)]
+    sent = service.asked[-1][1]["tokens"]
+    assert (sent["prompts"], sent["responses"], sent["vocabulary"]) == ([[5, 6], [5]], [[7], [8, 9]], len(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("wants", "key"), [(("tokens", "more"), "secret"), (("key",), ""), (("key",), "another"), (("tokens\t",), "")]
+)
+def test_a_service_that_wants_what_cannot_be_given_ends_in_one_line(tokenizer, wants, key, monkeypatch):
+    monkeypatch.setenv("ALIGNMENT_SCORE_TOKEN", key)
+    with Asking(*wants) as service, pytest.raises(RewardError, match=r"HTTP 428 .*more, please"):
+        service.reward(tokenizer).score(PROMPTS, RESPONSES, TOKENS)
+    assert len(service.asked) <= 2
+
+
+def test_without_tokens_none_are_offered(tokenizer):
+    with Asking() as service:
+        service.reward(tokenizer).score(PROMPTS, RESPONSES)
+        service.reward(None).score(PROMPTS, RESPONSES, TOKENS)
+    assert not any("Alignment-Offers" in headers for headers, _ in service.asked)

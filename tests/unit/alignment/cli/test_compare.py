@@ -14,8 +14,9 @@ from alignment.evaluation import drawing
 from alignment.evaluation.result_text import sentences
 from alignment.models.scalar import load_scalar_model
 from alignment.ratings import RatingsStore
-from alignment.registry import Parent, Registry
+from alignment.registry import Parent, Registry, RegistryError
 from alignment.registry.evaluations import evaluations_of
+from alignment.registry.promotion import promote
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
 
@@ -74,10 +75,14 @@ def test_answers_judgments_result_and_evaluations_are_kept(house, capsys):
     assert result["page"] == str(FOLDER / "compare.html")
     assert sentences(result)[0] in (FOLDER / "compare.html").read_text()
     registry = Registry()
-    (ours,), (theirs,) = (evaluations_of(registry, registry.resolve(name)) for name in ("one", "two"))
+    (ours, score), (theirs, _) = (evaluations_of(registry, registry.resolve(name)) for name in ("one", "two"))
     assert (ours.wins, ours.losses, ours.against, ours.n) == (theirs.losses, theirs.wins, "two@v1", 8)
     assert ours.win_rate == pytest.approx(1 - theirs.win_rate) and ours.low == pytest.approx(1 - theirs.high)
     assert result["recorded"] == ["one@v1", "two@v1"]
+    lengths = [len(text) for (side, _), text in answers.items() if side == "one@v1"]
+    assert (score.figure, score.judge, score.data, score.n) == ("score", "python=judges.py:longer", "prompts.jsonl", 8)
+    assert score.value == pytest.approx(sum(lengths) / 8) and score.low < score.value < score.high
+    assert score.data_sha256 == ours.prompts_sha256
 
 
 def test_the_same_command_again_draws_nothing_and_records_nothing_new(house, capsys, monkeypatch):
@@ -137,6 +142,26 @@ def test_the_judge_that_a_side_was_trained_on_is_marked(house, tokenizer, reward
     assert not any(each.trained_on for each in evaluations_of(registry, registry.resolve("one")))
 
 
+def test_a_check_is_a_figure_of_each_version_that_promote_reads(house, capsys):
+    Path("wordings.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{how} {n}?", "same": n}) + "\n" for n in range(3) for how in ("When", "At"))
+    )
+    arguments = ["one", "prompted=two?system=Be brief.", "--by", "json", "--by", "consistency=same"]
+    assert run(*arguments, prompts="wordings.jsonl") == 0
+    assert "an evaluation of one@v1 is in the registry" in capsys.readouterr().err
+    registry = Registry()
+    told = [each for each in evaluations_of(registry, registry.resolve("one")) if each.label == "measured"]
+    assert [(each.figure, each.n, each.unit) for each in told] == [
+        ("valid JSON", 6, "prompts"), ("and not fenced", 6, "prompts"), ("alike (F1)", 3, "questions"),
+        ("the same", 3, "questions"), ("other questions", 3, "questions"),
+    ]  # fmt: skip
+    assert told[0].value == 0.0 and 0.0 == told[0].low < told[0].high  # Wilson's interval of none of six
+    promote(registry, "one@v1", "prod", require=["compare.valid_json.high<0.6", "compare.alike_f1.n>=3"])
+    with pytest.raises(RegistryError, match=r"compare.valid_json is 0, required compare.valid_json>0.9"):
+        promote(registry, "one@v1", "prod", require=["compare.valid_json>0.9"])
+    assert evaluations_of(registry, registry.resolve("two")) == []  # with a system prompt it is more than its version
+
+
 def test_prompting_against_fine_tuning_is_one_line(house, capsys):
     Path("few.jsonl").write_text(json.dumps({"prompt": "Open?", "completion": "At nine."}) + "\n")
     result = result_of(
@@ -146,7 +171,7 @@ def test_prompting_against_fine_tuning_is_one_line(house, capsys):
     assert result["sides"]["prompted"]["system"] == "Be very brief."
     assert result["sides"]["prompted"]["digest"] == result["sides"]["one@v1"]["digest"]
     assert result["recorded"] == ["one@v1"]  # the prompt is no part of the version
-    (told,) = evaluations_of(Registry(), Registry().resolve("one"))
+    told, *_ = evaluations_of(Registry(), Registry().resolve("one"))
     assert (told.against, told.against_digest) == ("prompted", None)
 
 

@@ -1,4 +1,4 @@
-"""Where a comparison's result is shown: `models show`, the card of an export, `runs show`."""
+"""Where an evaluation is shown: `models show`, the card of an export, `runs show`."""
 
 import json
 from datetime import UTC, datetime
@@ -55,6 +55,6 @@ def test_runs_show_has_it(registry: Registry) -> None:
     (folder / "config.json").write_text(json.dumps({"name": "r", "registry": {"path": str(registry.path)}}))
     (folder / "events.jsonl").write_text(json.dumps({"event": "published", "model": version.ref, "step": 1}) + "\n")
     record = RunRecord.read(folder)
-    assert [line.startswith(TEXT) for line in evaluations_of_run(record)] == [True]
+    assert [each.text.startswith(TEXT) for each in evaluations_of_run(record)] == [True]
     (folder / "config.json").write_text(json.dumps({"name": "r", "registry": {"path": str(folder / "elsewhere")}}))
     assert evaluations_of_run(RunRecord.read(folder)) == []

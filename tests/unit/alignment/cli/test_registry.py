@@ -126,11 +126,14 @@ def test_doctor_finds_damage_gaps_and_aliases_to_nowhere(registry: Registry, tmp
     assert "fix: publish it again, then alignment models delete a@v2" in run("doctor").stdout
 
 
-def test_doctor_ends_a_removal_that_was_cut_off(registry: Registry) -> None:
+def test_doctor_ends_a_removal_that_was_cut_off(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(registry), publish(registry), publish(registry, "child", "m@v2")
     trash.write_note(registry.path, ("m", 1), trash.REMOVED, "")
     publish(registry)
     trash.move_to_trash(registry.path, ("m", 2), "")
+    kinds = {item["kind"] for item in as_json("doctor", code=1)["findings"]}
+    assert kinds == {"in the trash"}, "a note on what came to its place just now may be that of a job at work"
+    monkeypatch.setattr(trash, "TRANSIT_SECONDS", 0.0)
     kinds = {item["kind"] for item in as_json("doctor", code=1)["findings"]}
     assert kinds == {"cut off", "in the trash"}
     as_json("doctor", "--fix")
@@ -284,6 +287,63 @@ def test_a_number_that_was_removed_is_not_taken_by_a_slow_job(
     assert late.number == json.loads((late.path / "manifest.json").read_bytes())["version"] == 4
     assert there(registry) == {"m@v1", "m@v3", "m@v4"}
     late.verify()
+
+
+def test_what_is_being_restored_is_not_removed_again(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal between the rename and the end of its note would leave the number free, without a note."""
+    publish(registry), publish(registry)
+    trash.move_to_trash(registry.path, ("m", 1), "")
+    drop = trash.drop_note
+
+    def collected_first(*arguments: Any) -> bool:
+        monkeypatch.setattr(trash, "drop_note", drop)
+        assert as_json("gc", "--grace", "0", "--delete")["removed"] == []
+        assert "another job is moving it" in refused("delete", "m@v1")
+        return drop(*arguments)
+
+    monkeypatch.setattr(trash, "drop_note", collected_first)
+    assert trash.restore_version(registry.path, ("m", 1))
+    assert there(registry) == {"m@v1", "m@v2"}
+    assert as_json("doctor")["findings"] == []
+    assert as_json("gc", "--grace", "0", "--delete")["removed"] == ["m@v1"]
+
+
+def test_a_removal_that_was_killed_after_its_note_is_done_by_the_next(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(registry), publish(registry)
+    trash.write_note(registry.path, ("m", 1), trash.REMOVED, "")
+    monkeypatch.setattr(trash, "TRANSIT_SECONDS", 0.0)
+    assert as_json("gc", "--grace", "0", "--delete")["removed"] == ["m@v1"]
+
+
+def test_a_slow_job_takes_back_its_own_folder_and_no_other(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it stands at a number that was removed, a collection runs, and somebody begins to use that version."""
+    publish(registry)
+    rename, noted = os.rename, publishing.noted
+    taken = {}
+
+    def slow(old: Any, new: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        taken["digest"] = publish(registry).digest
+        publish(registry)
+        trash.move_to_trash(registry.path, ("m", 2), "")
+        monkeypatch.setattr(publishing, "noted", between)
+        rename(old, new)  # to v2, which is free again
+
+    def between(*arguments: Any) -> list[int]:
+        monkeypatch.setattr(publishing, "noted", noted)
+        assert "m@v2" not in as_json("gc", "--grace", "0", "--delete")["removed"]
+        start = Parent("init", "m@v2", taken["digest"])
+        registry.publish("child", registry.path.parent / "source", stage="sft", role="policy", parents=[start])
+        return noted(*arguments)
+
+    monkeypatch.setattr(os, "rename", slow)
+    late = publish(registry)
+    late.verify()
+    assert late.number == 4
+    assert as_json("gc", "--grace", "0", "--delete")["returned"] == ["m@v2"]
+    assert registry.resolve("m@v2").digest == taken["digest"]
 
 
 def test_delete_is_refused_for_what_is_in_use(registry: Registry) -> None:

@@ -14,8 +14,10 @@ from helpers.journals import make_run
 from typer.testing import CliRunner, Result
 
 import alignment.cli.main
+from alignment.cli.recorded import keep
 from alignment.files import host_name
-from alignment.registry import Registry, provenance
+from alignment.registry import Registry, Version, provenance
+from alignment.registry.evaluations import FigureRecord, evaluations_of
 from alignment.reports import overview
 from alignment.reports.review import review
 from alignment.runs.journal import Journal
@@ -234,7 +236,10 @@ def published(home: Path) -> Registry:
     (source / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + b"weights")
     registry = Registry()
     run = make_run(home / "runs" / "r", rows=ROWS, events=[("published", {"model": "m@v1"})])
-    registry.publish("m", source, stage="ppo", role="policy", run_id="r", publish_id=run.publish_id("m"))
+    registry.publish(
+        "m", source, stage="ppo", role="policy", run_id="r", publish_id=run.publish_id("m"),
+        config={"name": "r", "tracking": {"runs": "runs"}},
+    )  # fmt: skip
     make_run(home / "runs" / "early", rows=ROWS, exit_code=None)
     return registry
 
@@ -402,5 +407,60 @@ def test_rejecting_what_an_alias_points_to_says_how_to_take_it_away(published: R
     assert "Still in use" in page.read_text() and "m@prod" in page.read_text()  # the report is redone
     assert as_json("runs", "review", "r", "--reject", "--note", "unsafe")["still_pointed_to"] == ["m@prod"]
     as_json("models", "demote", "m", "prod")
+    assert "Still in use" not in page.read_text()
     assert as_json("runs", "review", "r", "--reject", "--note", "unsafe")["still_pointed_to"] == []
     assert "Still in use" not in page.read_text()
+
+
+def figure(version: Version, **fields: Any) -> FigureRecord:
+    return FigureRecord(
+        at=datetime.now(UTC), by="ann@host", digest=version.digest, command="eval", figure="acc", value=0.4, low=0.3,
+        high=0.5, n=500, unit="questions", judge="lm-eval", judged_by="lm-eval <b>0.4</b>", data="arc_easy", **fields,
+    )  # fmt: skip
+
+
+def test_an_evaluation_stands_in_the_runs_report(published: Registry, home: Path, capsys: Any) -> None:
+    said("runs", "report", "r")
+    page, version = home / "runs/r/report.html", published.resolve("m")
+    assert "Measured" not in page.read_text()
+    assert keep(published, iter([(version, figure(version))])) == ["m@v1"]
+    assert "acc 0.4 (0.3 to 0.5) on 500 questions of arc_easy, judged by lm-eval &lt;b&gt;0.4" in page.read_text()
+    assert "acc 0.4 (0.3 to 0.5)" in said("runs", "show", "r")
+    assert [each["value"] for each in as_json("runs", "show", "r")["evaluations"]] == [0.4]
+    page.write_text("as it was")
+    assert keep(published, iter([(version, figure(version))])) == []  # nothing new, nothing to write
+    assert page.read_text() == "as it was" and capsys.readouterr().err == ""
+
+
+def test_the_report_of_a_run_that_another_process_owns_is_left_alone(published: Registry, home: Path) -> None:
+    said("runs", "report", "r")
+    page, version = home / "runs/r/report.html", published.resolve("m")
+    before, prompt = page.read_text(), f"import sys; from alignment.cli.recorded import keep; {KEEPS}"
+    with hold(home / "runs" / "r"):
+        done = subprocess.run(
+            [sys.executable, "-c", prompt, version.digest], capture_output=True, text=True, check=True
+        )
+    assert "report.html is as it was before: runs/r belongs to process" in done.stderr
+    assert done.stdout.strip() == "['m@v1']" and page.read_text() == before
+    assert len(evaluations_of(published, version)) == 1
+
+
+KEEPS = """
+from datetime import UTC, datetime
+from alignment.registry import Registry
+from alignment.registry.evaluations import FigureRecord
+version = Registry().resolve('m')
+fields = dict(at=datetime.now(UTC), by='a', digest=version.digest, command='eval', figure='acc', value=1.0, low=None,
+              high=None, n=1, unit='questions', judge='j', judged_by='j', data='d')
+print(keep(Registry(), iter([(version, FigureRecord(**fields))])))
+"""
+
+
+@pytest.mark.parametrize("config", [{}, {"name": "r"}, {"name": "r", "tracking": {"runs": "\0"}}, {"tracking": [1]}])
+def test_a_manifest_that_names_no_run_folder_is_no_mistake(home: Path, config: dict[str, Any], capsys: Any) -> None:
+    (home / "source").mkdir()
+    (home / "source" / "config.json").write_text("{}")
+    (home / "source" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}" + b"weights")
+    version = Registry().publish("m", home / "source", stage="ppo", role="policy", config=config)
+    assert keep(Registry(), iter([(version, figure(version))])) == ["m@v1"]
+    assert capsys.readouterr().err == ""

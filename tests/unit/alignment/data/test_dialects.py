@@ -537,3 +537,73 @@ def test_marks_of_a_tree_are_read_as_tables_write_them(no, yes):
     ((_, tree),) = flat_trees((f"d:{n}", row) for n, row in enumerate(rows, 1))
     is_reviewed = no != ""
     assert only(tree).messages[-1]["content"] == ("At nine." if is_reviewed else "Bad.")
+
+
+def tree(*replies, **changes):
+    question = {"message_id": "q", "text": "Where?", "role": "prompter", "replies": list(replies)} | changes
+    return {"message_tree_id": "q", "prompt": question}
+
+
+def reply(text, **keys):
+    return {"message_id": text, "text": text, "role": "assistant", **keys}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        tree(replies=2.5),
+        tree(replies={"text": "x"}),
+        tree("x"),
+        tree(reply("a", replies=[None])),
+        tree(reply("a", rank="first"), reply("b", rank=1)),
+        tree(reply("a", rank=[0]), reply("b", rank=1)),
+    ],
+)
+@pytest.mark.parametrize("read", [to_examples, to_judgements])
+def test_a_damaged_tree_is_a_bad_row(broken, read):
+    with pytest.raises(BadRow, match=r"'replies'|'rank'"):
+        read(broken, "tree")
+
+
+def test_ranks_of_a_tree_that_are_text_are_numbers():
+    row = tree(reply("tenth", rank="10"), reply("second", rank="2"), reply("unranked"))
+    assert only(row).messages[-1] == assistant("second")
+    (pair,) = to_judgements(row, "tree")
+    assert (pair.first, pair.second, pair.votes) == ("second", "tenth", (Vote("first"),))
+
+
+def test_a_bad_rank_in_a_table_of_messages_is_a_bad_row_and_the_others_are_read():
+    rows = [
+        {"message_id": "q", "parent_id": None, "text": "Where?", "role": "prompter", "rank": None},
+        {"message_id": "a", "parent_id": "q", "text": "Here.", "role": "assistant", "rank": "best"},
+        {"message_id": "b", "parent_id": "q", "text": "There.", "role": "assistant", "rank": "1"},
+    ]
+    found = dict(flat_trees((f"d:{n}", row) for n, row in enumerate(rows, 1)))
+    assert "'rank' must be a number, found 'best'" in str(found["d:2"])
+    assert [each["text"] for each in found["d:1"]["prompt"]["replies"]] == ["There."]
+
+
+def test_an_empty_document_is_left_out():
+    row = {"question": "Where?", "context": [[[]], [], "In the shed."], "answer": "Shed."}
+    assert only(row).messages[0]["content"] == "Documents:\n\n[1] In the shed.\n\nQuestion: Where?"
+
+
+def test_what_no_parser_thought_of_is_a_bad_row(monkeypatch):
+    """One row is set aside, and the others are read; a mistake of the command's own user is still told as such."""
+    from alignment.data import parsing
+    from alignment.errors import ConfigError
+
+    def broken(error):
+        def read(*_):
+            raise error
+
+        return read
+
+    row = {"prompt": "Where is the key?", "completion": "On the hook."}
+    for error in (TypeError("'float' object is not iterable"), KeyError("x"), RecursionError("deep")):
+        monkeypatch.setattr(parsing, "_examples", broken(error))
+        with pytest.raises(BadRow, match=r"a value is built otherwise than in the shape 'completion' \("):
+            to_examples(row)
+    monkeypatch.setattr(parsing, "_examples", broken(ConfigError("no such column")))
+    with pytest.raises(ConfigError, match="no such column"):
+        to_examples(row)

@@ -168,6 +168,9 @@ def test_by_lines_a_model_answers_and_two_wait_for_a_choice(folders, tmp_path):
     assert done.exit_code == 0 and "left: " in done.stdout.splitlines()[-1]
     with RatingsStore(db) as store:
         assert [rating.labeler for rating in store.ratings()] == ["ada"]
+    mistyped = CliRunner().invoke(app, [*two[:-1], "adda"], input="")
+    assert mistyped.exit_code == 2
+    assert "'adda' is new in" in mistyped.output and "add --new-labeler" in mistyped.output
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """lm-eval on a task of a local folder, and forgetting: a model that was trained away from a text."""
 
+import hashlib
 import json
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -10,6 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignment.cli.eval import main
 from alignment.evaluation.harness import TaskScores, task_report
+from alignment.registry import Registry
+from alignment.registry.evaluations import evaluations_of, newest_evaluations
+from alignment.registry.promotion import promote
 from alignment.templates.rendering import encode_text
 
 needs_extra = pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra `eval` (lm-eval) is not installed")
@@ -99,8 +104,52 @@ def test_tasks_before_and_after(house, tmp_path, capsys):
     assert row["before"] == pytest.approx(sum(correct["before"]) / 9)
     assert row["difference"]["value"] == pytest.approx(row["value"] - row["before"])
     assert row["difference"]["n"] == row["n"] == 9
-    (record,) = [each for each in found["records"] if each["name"] == "opening/acc"]
-    assert record["value"] == row["value"] and record["against"] == str(house / "before")
+    share = row["value"]
+    low, high = row["ci"]
+    spread = 1.96 * (share * (1 - share) / 9) ** 0.5
+    assert low <= share <= high and (high - low) / 2 == pytest.approx(spread, abs=0.12)
+    assert found["recorded"] == []  # folders are no versions
+
+
+@pytest.fixture
+def published(house, tmp_path):
+    """The two policies as versions of a registry."""
+    registry = Registry(tmp_path / "registry")
+    for name in ("before", "after"):
+        registry.publish(name, house / name, stage="sft", role="policy")
+    return registry
+
+
+def test_forgetting_stands_beside_the_version(house, published, capsys):
+    where = ("--registry", published.path, "--text", house / "general.jsonl")
+    found = evaluated(capsys, "after", "--before", "before", *where)
+    assert found["recorded"] == ["after@v1"]
+    value, change = evaluations_of(published, published.resolve("after"))
+    text, digest = found["text"], hashlib.sha256((house / "general.jsonl").read_bytes()).hexdigest()
+    assert (value.figure, value.data, value.data_sha256) == ("bits per byte", "general.jsonl", digest)
+    assert (value.value, value.low, value.high) == (text["bits_per_byte"], *text["ci"])
+    assert value.low < value.value < value.high and (value.n, value.unit) == (text["documents"], "documents")
+    assert (change.against, change.against_digest) == ("before@v1", published.resolve("before").digest)
+    assert (change.value, change.low, change.high) == (text["difference"]["value"], *text["difference"]["ci"])
+    promote(published, "after@v1", "prod", require=["eval.bits_per_byte.change.low>0"])  # it did forget
+    assert evaluations_of(published, published.resolve("before")) == []
+    assert evaluated(capsys, "before", *where, "--no-record")["recorded"] == []
+    assert main(["before", *map(str, where)]) == 0
+    assert "an evaluation of before@v1 is in the registry" in capsys.readouterr().err
+    assert len(evaluations_of(published, published.resolve("before"))) == 1
+
+
+@needs_extra
+def test_tasks_stand_beside_the_version(house, published, capsys):
+    tasks = ("--tasks", "opening", "--task-folder", house / "tasks", "--registry", published.path, "--num-fewshot", 0)
+    (row,) = [row for row in evaluated(capsys, "after", *tasks)["tasks"] if row["metric"] == "acc"]
+    told = evaluations_of(published, published.resolve("after"))
+    (acc,) = [each for each in told if each.figure == "acc"]
+    assert (acc.value, acc.low, acc.high, acc.n) == (row["value"], *row["ci"], 9)
+    assert acc.judged_by == f"lm-eval {version('lm-eval')} with 0 examples" and len(acc.data_sha256) == 64
+    evaluated(capsys, "after", *tasks, "--limit", 5)
+    newest = [each for each in newest_evaluations(published, published.resolve("after")) if each.figure == "acc"]
+    assert [each.n for each in newest] == [5] and newest[0].data_sha256 != acc.data_sha256
 
 
 def chosen(model, tokenizer, question):

@@ -59,6 +59,7 @@ def test_votes_are_read_by_labeler_with_ties_and_in_their_order(db):
     assert [judgment.outcome for judgment in found] == [0.0, 1.0, 0.5]
     assert [people.labelers[judgment.labeler] for judgment in found] == ["ann", "ann", "bob"]
     assert (people.counts.rated, people.counts.votes) == (3, 3)
+    assert "intervals are over prompts: they speak of the 2 labelers who voted, not of others" in people.notes
 
 
 def test_gold_calibration_and_repeats_do_not_count(db):

@@ -1,5 +1,6 @@
 """Scores of files against plain transformers, row by row; what is written, kept and refused."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from alignment.cli.score import main
 from alignment.intervals import spearman
 from alignment.registry import Registry
+from alignment.registry.evaluations import evaluations_of
 
 PAIRS = [
     {
@@ -80,6 +82,39 @@ def test_scores_are_those_of_plain_transformers(models, here, capsys):
     assert summary["accuracy"]["value"] == pytest.approx(agreed / len(PAIRS))
     assert (summary["rows"], summary["completions"], summary["not_scored"]) == (9, 18, 0)
     assert summary["mean"] == pytest.approx(np.mean([line["scores"] for line in lines]))
+
+
+def test_the_summary_stands_beside_the_version(models, here, capsys):
+    registry = Registry("registry")
+    for name in ("reward", "policy"):
+        registry.publish(name, models / name, stage="sft", role=name)
+    file = write("pairs.jsonl", PAIRS)
+    summary, _ = scored(capsys, "reward", file)
+    assert summary["recorded"] == ["reward@v1"]
+    mean, accuracy = evaluations_of(registry, registry.resolve("reward"))
+    assert (mean.figure, mean.value, mean.n) == ("mean score", summary["mean"], 18)
+    assert (mean.low, mean.high) == tuple(summary["mean_ci"]) and mean.low < mean.value < mean.high
+    assert (accuracy.value, accuracy.n, accuracy.judged_by) == (
+        summary["accuracy"]["value"],
+        9,
+        "the votes in the file",
+    )
+    assert (accuracy.data, accuracy.data_sha256) == (file, hashlib.sha256(Path(file).read_bytes()).hexdigest())
+    assert main(["policy", file]) == 0
+    assert "an evaluation of policy@v1 is in the registry" in capsys.readouterr().err
+    told = evaluations_of(registry, registry.resolve("policy"))
+    assert [each.figure for each in told] == ["bits per byte", "log-probability per token", "accuracy"]
+    assert main(["policy", write("other.jsonl", PAIRS[:4]), "--no-record"]) == 0
+    assert len(evaluations_of(registry, registry.resolve("policy"))) == 3
+
+
+def test_the_mean_score_has_an_interval_over_prompts(models, here, capsys):
+    once, _ = scored(capsys, models / "reward", write("pairs.jsonl", PAIRS))
+    Path("scores.jsonl").unlink()
+    twice, _ = scored(capsys, models / "reward", write("again.jsonl", PAIRS * 2))
+    assert twice["mean_ci"] == pytest.approx(once["mean_ci"], abs=1e-5)  # the same prompts say nothing new
+    low, high = once["mean_ci"]
+    assert low < once["mean"] < high
 
 
 @pytest.mark.parametrize("name", ["policy", "gpt2"])

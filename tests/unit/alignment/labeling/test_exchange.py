@@ -19,6 +19,7 @@ from alignment.errors import UserError
 from alignment.labeling.formats.table import FORMATS, WRITTEN
 from alignment.labeling.import_export import export_file, forget, import_file, show_forgotten
 from alignment.ratings import Completion, Gold, RatingsStore
+from alignment.ratings.questionnaire import Attribute, Questionnaire
 from alignment.registry import Registry
 
 SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[5] / "shared" / "data")
@@ -74,17 +75,49 @@ def content(store):
     ratings = [
         (
             keys[r.item], r.labeler, r.kind, r.order_shown, r.choice, r.strength, r.ranks, r.score, r.seconds,
-            r.comment, r.flags, r.claimed_at, r.done_at, r.why,
+            r.comment, r.flags, r.claimed_at, r.done_at, r.why, r.view, r.answers, r.guideline, r.questions,
         )
         for r in store.ratings(skips=True)
     ]  # fmt: skip
     told = [(i.key, i.kind, i.prompt, i.completions, i.need, i.metadata, i.gold) for i in items]
-    return told, sorted(ratings, key=repr), store.people.simulated()
+    wordings = [store.settings.wordings(kind) for kind in ("guideline", "questions")]
+    return told, sorted(ratings, key=repr), store.people.simulated(), wordings if items else []
 
 
 texts = st.text(max_size=12) | st.sampled_from(
     ["\ud800", "\x1b]52;c;x\x07", "\u2028\u202e", "\n\nHuman: a", "<script>"]
 )
+
+
+ASKED = [
+    Questionnaire(),
+    Questionnaire(
+        attributes=(Attribute(name="helps", ask="Which?", scale="pair"), Attribute(name="true", ask="Is it?")),
+        tags={"w": "wrong", "l": "too long"},
+        rewrite=True,
+        comments=True,
+        spans=("wrong",),
+    ),
+    Questionnaire(tags={"l": "too long"}),
+]
+
+
+def random_answers(store, assignment, rng):
+    """Answers to whatever is asked of an item."""
+    asked = store.settings.questionnaire(assignment.questions)
+    attributes = {
+        each.name: rng.randrange(-3, 4)
+        if each.scale == "pair"
+        else [rng.randrange(1, 8) for _ in assignment.completions]
+        for each in asked.attributes
+        if each.scale == "1-7" or assignment.kind == "pair"
+    }
+    answers = {"attributes": attributes, "tags": [tag for tag in asked.tags.values() if rng.random() < 0.5]}
+    if asked.rewrite:
+        for key in ("rewrites", "comments"):
+            answers[key] = [rng.choice([None, "new", "\ud800\r\n\x1b"]) for _ in assignment.completions]
+        answers["spans"] = [[[0, len(text), "wrong"]] if text else [] for text in assignment.completions]
+    return answers
 
 
 def random_store(path, rng, words):
@@ -100,7 +133,7 @@ def random_store(path, rng, words):
             for _ in range(size)
         ]
         gold = {
-            "pair": Gold(choice="first"),
+            "pair": Gold(choice="first", reason=rng.choice(words)),
             "rank": Gold(ranks=tuple(rng.randrange(1, size + 1) for _ in range(size))),
             "single": Gold(score=3),
         }[kind]
@@ -116,11 +149,16 @@ def random_store(path, rng, words):
                 copy,
             )
     for _ in range(rng.randrange(25)):
+        if rng.random() < 0.2:
+            store.settings.guideline = rng.choice(words)
+        if rng.random() < 0.2:
+            store.settings.ask(rng.choice(ASKED))
         assignment = store.claim(rng.choice(["ann", "bob", "cyd"]))
         if assignment is None:
             continue
         size = len(assignment.completions)
         more = {"comment": rng.choice(words), "flags": rng.choice([(), ("flagged",), ("both_bad", "flagged")])}
+        more |= {"view": rng.choice([None, "raw", "rendered"]), "answers": random_answers(store, assignment, rng)}
         seconds = rng.random() * 100
         if rng.random() < 0.1:
             store.submit(assignment, "skip", seconds, **more)
@@ -156,12 +194,80 @@ def test_export_then_import_into_a_fresh_store_loses_nothing(tmp_path_factory, s
     with RatingsStore(folder / "b.db", create=True) as other:
         read = import_file(other, "jsonl", folder / "out.jsonl")
         after = content(other)
-        assert after[:2] == before[:2]
+        assert (after[:2], after[3]) == (before[:2], before[3])
         assert after[2] == before[2] & {rating[1] for rating in before[1]}
         assert (read["new_items"], read["new_ratings"], read["bad"]) == (len(before[0]), len(before[1]), {})
         again = import_file(other, "jsonl", folder / "out.jsonl")
         assert (again["new_items"], again["new_ratings"], again["ratings"]) == (0, 0, len(before[1]))
         assert content(other) == after
+
+
+def test_versions_of_a_file_are_told_apart_from_those_of_the_store(store, tmp_path):
+    """A store with questions of its own keeps them; what was asked elsewhere has a version only if it is the same."""
+    asked = [{"at": 5, "text": ""}, {"at": 7.5, "text": '{"tags": {"w": "wrong"}}'}]
+    ratings = [
+        {"labeler": name, "choice": "first", "questions": version, "guideline": 1, "answers": {"tags": ["wrong"]}}
+        for name, version in (("ann", 1), ("bob", 2), ("cyd", 3))
+    ]
+    row = GOOD | {"ratings": ratings, "wordings": {"questions": asked}}
+    path = write(tmp_path / "in.jsonl", [row])
+    for _ in range(2):
+        import_file(store, "jsonl", path)
+        assert [(w.version, w.at, w.text) for w in store.settings.wordings("questions")] == [
+            (1, 5.0, ""),
+            (2, 7.5, '{"tags": {"w": "wrong"}}'),
+        ]
+        assert [(r.questions, r.guideline) for r in store.ratings()] == [(1, None), (2, None), (None, None)]
+    assert store.settings.questionnaire(2).tags == {"w": "wrong"}
+    with RatingsStore(tmp_path / "own.db", create=True) as own:
+        own.settings.ask(Questionnaire(tags={"w": "wrong"}))
+        import_file(own, "jsonl", path)
+        assert [r.questions for r in own.ratings()] == [None, 1, None]
+        assert len(own.settings.wordings("questions")) == 1
+        assert own.ratings()[0].answers == {"tags": ["wrong"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"view": "blurred"}, "view of rating 1 is 'blurred'; expected raw, rendered or null"),
+        ({"guideline": 0}, "guideline of rating 1 is 0; expected the number of a version"),
+        ({"questions": True}, "questions of rating 1 is True"),
+        ({"answers": []}, "answers of rating 1 must be an object"),
+        ({"answers": {"attributes": {"helps": 4}}}, "helps is 4: expected a number from -3 to 3, or a list of 2"),
+        ({"answers": {"attributes": {"helps": True}}}, "helps is True"),
+        ({"answers": {"attributes": {"true": [1, 8]}}}, r"true is \[1, 8\]"),
+        ({"answers": {"attributes": {"true": [1]}}}, "list of 2 numbers from 1 to 7"),
+        ({"answers": {"attributes": {"No": 1}}}, "names and values"),
+        ({"answers": {"tags": ["a", "a"]}}, "tags of answers must be a list of texts, each once"),
+        ({"answers": {"tag": []}}, "unknown key 'tag'"),
+        ({"answers": {"rewrites": ["x"]}}, "rewrites of answers must be a list of 2, each a text or null"),
+        ({"answers": {"comments": ["", None]}}, "comments of answers must be a list of 2"),
+        ({"answers": {"spans": [[], [[0, 1]]]}}, "spans of answers must be a list of 2 lists"),
+        ({"answers": {"spans": [[], [[1, 1, "k"]]]}}, "each span .start, end, kind."),
+        ({"answers": {"spans": [[], [[0, 2, "k"]]]}}, "a span of rating 1 ends after the 1 characters there are"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused_by_name(store, tmp_path, change, reason):
+    row = GOOD | {"ratings": [GOOD["ratings"][0] | change]}
+    with pytest.raises(UserError, match=reason):
+        import_file(store, "jsonl", write(tmp_path / "in.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("wordings", "reason"),
+    [
+        ([1], "'wordings' must be an object"),
+        ({"rules": []}, "unknown key 'rules'"),
+        ({"guideline": [{"at": 1}]}, "no key 'text'"),
+        ({"guideline": [{"at": -1, "text": ""}]}, "needs a time and a text"),
+        ({"questions": [{"at": 1, "text": "[" * 100_000}]}, "no JSON object"),
+        ({"questions": [{"at": 1, "text": '{"tag": {}}'}]}, "unknown key 'tag'; did you mean 'tags'"),
+    ],
+)
+def test_wordings_that_cannot_be_are_refused_by_name(store, tmp_path, wordings, reason):
+    with pytest.raises(UserError, match=reason):
+        import_file(store, "jsonl", write(tmp_path / "in.jsonl", [GOOD | {"wordings": wordings}]))
 
 
 def test_a_repeat_comes_in_beside_the_answer_that_it_repeats(store, tmp_path):
@@ -420,7 +526,7 @@ def test_pandalm_has_a_column_for_each_labeler(rated, tmp_path):
     assert done["rows"] == len(rows) == 1 + 1 + 3
     votes = {"annotator1": 2, "annotator2": 2, "annotator3": 1}
     assert rows[0] == {
-        "instruction": "pair", "input": "", "cmp_key": "m1_m2", "response1": "a", "response2": "b", **votes,
+        "idx": 1, "instruction": "pair", "input": "", "cmp_key": "m1_m2", "response1": "a", "response2": "b", **votes,
     }  # fmt: skip
     assert [rows[1][f"annotator{n}"] for n in (1, 2, 3)] == [1, 2, None]
     assert done["left_out"] == LEFT_OUT

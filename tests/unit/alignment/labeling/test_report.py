@@ -15,7 +15,7 @@ from alignment.data.records import Comparison, Vote
 from alignment.labeling.import_export import import_file
 from alignment.labeling.report import show
 from alignment.ratings import Completion, Gold, RatingsStore
-from alignment.ratings.agreement import binomial_test, preference, wilson
+from alignment.ratings.agreement import binomial_test, krippendorff_alpha, preference, wilson
 from alignment.ratings.quality import label_events, report
 from alignment.ratings.warnings import warnings_of
 
@@ -331,3 +331,40 @@ def test_votes_of_other_files_have_agreement_alone(tmp_path):
     # By hand: 2 of 3 items agree; labels 3 first, 3 second of 6, so 1 - (1/3) / (2 * 9 / (6 * 5)) = 4/9.
     assert found["alpha"]["value"] == pytest.approx(4 / 9)
     assert list(label_events(DataConfig(train=str(path)), rows[3:])) == []  # nobody overlaps with anybody
+
+
+def test_answers_to_questions_are_counted_and_agreed_on(store):
+    ids = [store.add_item(question(f"q{n}"), [{"text": "a"}, {"text": "b"}], need=2) for n in range(4)]
+    helps = {"ann": [3, -2, 0, 1], "bob": [2, -3, 1, -1]}
+    true = {"ann": [[7, 1], [2, 5], [4, 4], [6, 3]], "bob": [[6, 2], [1, 5], [4, 3], [5, 3]]}
+    choices = {"ann": ["first", "second", "tie", "first"], "bob": ["first", "first", "tie", "second"]}
+    for name, place in [(name, place) for name in helps for place in range(4)]:
+        answers = {"attributes": {"helps": helps[name][place], "true": true[name][place]}, "tags": ["too [long"]}
+        if name == "bob":
+            answers["tags"] = ["wrong", "too [long"] if place else []
+            answers["rewrites"] = [None, "new"]
+        store.import_rating(ids[place], name, choices[name][place], answers=answers)
+    store.import_rating(ids[0], "cyd", "first", why="repeat", order_shown=[0, 1], answers={"tags": ["wrong"]})
+    found = report(store)["questions"]
+    assert found["tags"] == {"too [long": 7, "wrong": 3} and (found["rewrites"], found["comments"]) == (4, 0)
+    figures = found["attributes"]["helps"]
+    assert (figures["answers"], figures["counts"]) == (8, {-3: 1, -2: 1, -1: 1, 0: 1, 1: 2, 2: 1, 3: 1})
+    assert figures["mean"] == pytest.approx(1 / 8)
+    # Decided in both: ann's 3, -2, 1 follow her choice; bob's 2 and -1 do, and his -3 does not.
+    assert (figures["choice"]["value"], figures["choice"]["n"]) == (pytest.approx(5 / 6), 6)
+    ballots = [{"ann": helps["ann"][n], "bob": helps["bob"][n]} for n in range(4)]
+    assert figures["alpha_ordinal"]["value"] == pytest.approx(krippendorff_alpha(ballots, "ordinal"))
+    of_each = [{who: true[who][n][side] for who in true} for n in range(4) for side in (0, 1)]
+    figures = found["attributes"]["true"]
+    assert figures["alpha_ordinal"]["value"] == pytest.approx(krippendorff_alpha(of_each, "ordinal"))
+    assert (figures["alpha_ordinal"]["n"], figures["answers"], sum(figures["counts"].values())) == (8, 8, 16)
+    assert (figures["choice"]["value"], figures["choice"]["n"]) == (pytest.approx(4 / 6), 6)
+    text = shown(report(store))
+    assert "Questions beside the choice" in text and "7 too [long, 3 wrong" in text
+    assert "8 answers, mean 0.12" in text and "83.3%" in text and "4 with a rewritten one, 0 with a comment" in text
+
+
+def test_a_report_without_questions_says_nothing_of_them(store):
+    fill(store, 3)
+    work(store, {"ann": honest(1.0)}, 3)
+    assert "Questions" not in shown(report(store))

@@ -151,7 +151,7 @@ def test_what_counts_as_right() -> None:
 
 def test_calibration_comes_first_with_feedback_and_undo_stops_there(store: RatingsStore) -> None:
     pairs(store, 20)
-    gold = set(pairs(store, 5, gold=Gold(choice="first"), name="gold"))
+    gold = set(pairs(store, 5, gold=Gold(choice="first", reason="It is good."), name="gold"))
     ranked = store.add_item(A_QUESTION, [{"text": c} for c in "xyz"], kind="rank", gold=Gold(ranks=(1, 2, 3)))
     scored = store.add_item(A_QUESTION, [{"text": "s"}], kind="single", gold=Gold(score=2))
     store.settings.calibration, store.settings.gold_share, store.settings.repeat_share = 7, 0.0, 0.0
@@ -173,8 +173,9 @@ def test_calibration_comes_first_with_feedback_and_undo_stops_there(store: Ratin
             else:
                 good_left = assignment.completions[0].startswith("good")
                 store.submit(assignment, "left" if good_left == right else "right", 1.0)
-                expected = Gold(choice="first" if good_left else "second")
-            assert store.feedback(assignment) == Feedback(right, expected)
+                expected = Gold(choice="first" if good_left else "second", reason="It is good.")
+            given = store.last_rating(labeler)
+            assert given is not None and store.feedback(assignment) == Feedback(right, expected, given)
             assert store.undo(labeler) is None  # the labeler has been told
         assert seen == gold | {ranked, scored}
         ordinary = store.claim(labeler)

@@ -87,11 +87,67 @@ def make_schema_1(path: Path) -> None:
     db.close()
 
 
+def drop_versions(store: RatingsStore) -> None:
+    """What schema 5 added; the guideline was a setting."""
+    if store.settings.guideline:
+        store._db.execute("INSERT INTO meta VALUES('guideline', ?)", (store.settings.guideline,))
+    store._db.execute("DROP TABLE wording")
+    for column in ("guideline", "questions", "view", "answers"):
+        store._db.execute(f"ALTER TABLE rating DROP COLUMN {column}")
+
+
 def drop_counter(store: RatingsStore) -> None:
     """What schema 4 added."""
+    drop_versions(store)
     store._db.execute("DROP TABLE counter")
     for name in ("item_added", "item_changed", "item_removed"):
         store._db.execute(f"DROP TRIGGER {name}")
+
+
+def test_a_file_of_schema_4_gets_the_versions_of_its_guideline(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with RatingsStore(path, create=True) as store:
+        items = [store.add_item(question(number), [{"text": "a"}, {"text": "b"}]) for number in range(4)]
+        for number, guideline in enumerate([None, "Be kind.", "Be kind and brief."]):
+            if guideline:
+                store.settings.guideline = guideline
+            assignment = store.claim("ada")
+            assert assignment is not None
+            store.submit(assignment, "left", 2.0 + number)
+        store.import_rating(items[3], "bo", "first")
+        before, wordings, fingerprint = store.ratings(), store.settings.wordings("guideline"), store.fingerprint()
+        drop_versions(store)
+        store._db.execute("PRAGMA user_version = 4")
+    with RatingsStore(path) as store:
+        # The times of the versions are those of their events.
+        assert [wording.text for wording in wordings] == ["Be kind.", "Be kind and brief."]
+        assert [wording[::2] for wording in store.settings.wordings("guideline")] == [w[::2] for w in wordings]
+        assert store.ratings() == before and store.fingerprint() == fingerprint
+        assert [rating.guideline for rating in before] == [None, 1, 2, None]
+        assert store.settings.guideline == "Be kind and brief."
+        store.settings.guideline = "Be brief."
+        assert store.settings.wordings("guideline")[-1].version == 3
+
+
+def test_a_rating_knows_its_guideline_and_how_the_answers_were_shown(tmp_path: Path) -> None:
+    with RatingsStore(tmp_path / "new.db", create=True) as store:
+        for number in range(3):
+            store.add_item(question(number), [{"text": "a"}, {"text": "b"}])
+        for guideline, view in [("", None), ("Be kind.", "raw"), ("Be kind.", "rendered")]:
+            store.settings.guideline = guideline
+            assignment = store.claim("ada")
+            assert assignment is not None
+            store.submit(assignment, "left", 2.0, view=view)  # type: ignore[arg-type]
+        given = [(rating.guideline, rating.questions, rating.view) for rating in store.ratings()]
+        assert given == [(None, None, None), (1, None, "raw"), (1, None, "rendered")]
+        assert store.undo("ada") is not None
+        assignment = store.claim("ada")
+        assert assignment is not None
+        store.settings.guideline = "Be brief."  # it does not change what this answer was given under
+        store.submit(assignment, "right", 2.0)
+        assert [(rating.guideline, rating.view) for rating in store.ratings()][2] == (1, None)
+        with pytest.raises(sqlite3.IntegrityError):
+            store._db.execute("UPDATE rating SET view = 'upside down'")
 
 
 def test_a_file_of_schema_3_is_taken_over_whole(tmp_path: Path) -> None:
