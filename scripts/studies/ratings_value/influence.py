@@ -153,7 +153,7 @@ the number that fits those votes best. All labelers are SIMULATED.
 
 The plain log-loss was the figure at first. After seed 0, where it followed how sure the models are, `influence` was
 changed to the best scale; seed 1 was trained after that. A labeler changes little among six or eight, and two trainings
-of the same ratings differ by about as much: the last column is how well exact retraining ranks the labelers like itself.
+of the same ratings differ by about as much: the last column is how well exact retraining ranks labelers like itself.
 """
 CASTS = {
     "demo": "The demo's six labelers, one who picks at random and one who prefers the worse answer; three votes a pair",
