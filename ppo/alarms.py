@@ -54,6 +54,7 @@ WATCHED: dict[str, Level] = {
     "sampler gap": "warning",
     "over-optimisation": "error",
     "component fell": "warning",
+    "constraint": "error",
     "gain from ending": "error",
 }
 """The alarms, and how bad each is. `alignment/reports/checks.py` has their names for people."""
@@ -61,7 +62,9 @@ WATCHED: dict[str, Level] = {
 
 def watched(config: PPOStageConfig) -> list[str]:
     """The alarms that a run can have."""
-    return [name for name in WATCHED if name != "sampler gap" or config.rollout.engine != "transformers"]
+    never = {"sampler gap"} if config.rollout.engine == "transformers" else set()
+    never |= set() if config.rewards.constraints else {"constraint"}
+    return [name for name in WATCHED if name not in never]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Alarms:
         values = config.model_dump()
         self._weights = {name: weight for name, _, weight in reward_parts(values)}
         """Weight of each part of the score, by its name in the journal."""
+        self._bounds = config.rewards.bounds
         self._has_model = config.model.reward is not None
         own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
         self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
@@ -127,6 +131,7 @@ class Alarms:
             self._first = self._first or dict(evaluation)
             texts["over-optimisation"] = self._proxy(evaluation)
             texts["component fell"] = self._component(self._first, evaluation)
+            texts["constraint"] = self._constraint(evaluation)
             texts["gain from ending"] = self._ending(self._first, evaluation)
         alarms = []
         for name, text in texts.items():
@@ -252,10 +257,25 @@ class Alarms:
             helps = "look at rewards.missing_eos_penalty and rollout.max_new_tokens"
         else:
             why = "the policy pays for one part with another"
-            helps = "change the weights (weight in rewards.others) if you want both"
+            helps = "change the weights (weight in rewards.others), or set a bound (rewards.constraints)"
         return (
             f"on held-out prompts the score that training maximises rose ({_change(first, now, 'eval/score')}) while a "
             f"part of it got worse: {changes}; {why}; {helps}; read samples.jsonl"
+        )
+
+    def _constraint(self, now: Mapping[str, float]) -> str | None:
+        """The mean of a constrained component is on the wrong side of its bound, beyond noise."""
+        missed = [
+            f"{bound.name} is {now[f'eval/reward/{bound.name}']:.2f}, and the bound is {bound.text}"
+            for bound in self._bounds
+            if bound.slack(now[f"eval/reward/{bound.name}"]) < -NOISE * now[f"eval/reward_se/{bound.name}"]
+        ]
+        if not missed:
+            return None
+        return (
+            f"on held-out prompts {'; '.join(missed)}; where its multiplier (multiplier/*) still rises, train longer "
+            "(training.max_steps); else the bound may be out of reach of this policy at this KL: lower it, or "
+            "ppo.kl_coef"
         )
 
     def _ending(self, first: Mapping[str, float], now: Mapping[str, float]) -> str | None:

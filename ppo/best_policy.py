@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignment.distributed import processes
 from alignment.errors import ConfigError
+from ppo.bounds import Bound
 from ppo.config import TrainingConfig
 
 
@@ -40,15 +41,15 @@ def check_selection(training: TrainingConfig, num_held_out: int) -> None:
 
 
 class BestPolicy:
-    """Keeps the policy of the best evaluation: the highest score at a KL that is allowed, on the half of the held-out
-    prompts that chooses. The best of several owes some of its lead to luck, so what is reported of it is on the other
-    half.
+    """Keeps the policy of the best evaluation: the highest score at a KL that is allowed and within the bounds of
+    `rewards.constraints`, on the half of the held-out prompts that chooses. The best of several owes some of its lead
+    to luck, so what is reported of it is on the other half.
 
     The start is a candidate too: a run that made nothing better publishes what it began with, and says so.
     """
 
-    def __init__(self, training: TrainingConfig, run_dir: Path) -> None:
-        self._training, self.folder = training, run_dir / "best"
+    def __init__(self, training: TrainingConfig, run_dir: Path, bounds: Sequence[Bound] = ()) -> None:
+        self._training, self._bounds, self.folder = training, tuple(bounds), run_dir / "best"
         self._file = self.folder / "policy.safetensors"
         self.step: int | None = None
         self.metrics: dict[str, float] | None = None
@@ -90,6 +91,8 @@ class BestPolicy:
     def _better(self, metrics: Mapping[str, float]) -> bool:
         score, ceiling = _deciding(metrics), self._training.max_kl
         if not math.isfinite(score) or (ceiling is not None and not metrics["kl"] <= ceiling):
+            return False
+        if not all(bound.slack(metrics[f"reward/{bound.name}"]) >= 0 for bound in self._bounds):
             return False
         return self._chosen_by is None or score > _deciding(self._chosen_by)
 

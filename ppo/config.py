@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from alignment.config.sections import Count, NonNegative, Positive, RunConfig, Section, Seed
+from alignment.reports.judges import reward_parts
+from ppo.bounds import Bound, check_components, parse_bounds
 from ppo.removed_keys import REMOVED_KEYS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -40,6 +42,9 @@ class ModelsConfig(Section):
     """For a policy whose tokenizer has none, as in `python -m sft`."""
     reward: str | None = None
     """The reward model; None where `rewards.others` says it all. One with another tokenizer reads the text anew."""
+    reward_weights: dict[str, float] = Field(default_factory=dict)
+    """The weight of each head of a reward model of several attributes (`{helpful: 1.0, harmless: 0.5}`) in the score.
+    0: it is logged, and may be constrained. The critic starts from the same sum of the heads."""
     reward_ensemble: Literal["mean", "min"] | NonNegative | None = None
     """How the scores of an ensemble's members (`training.members` of `python -m reward`) become one: `mean`, the
     default; `min`; or a number k for the mean minus k standard deviations. Refused for a single reward model."""
@@ -74,7 +79,7 @@ class RewardSource(Section):
     """Gets `{"prompts": [...], "responses": [...], **columns}` by POST, answers `{"scores": [...]}`. The service of
     `alignment score --serve` asks for the token ids too, and for its key."""
     weight: float = 1.0
-    """Weight of this reward in the sum."""
+    """Weight of this reward in the sum. 0: it is logged, and may be constrained."""
     timeout: Positive | None = None
     """Seconds that one request may take; 30 by default. Only with `url`."""
 
@@ -94,14 +99,29 @@ class RewardsConfig(Section):
 
     others: tuple[RewardSource, ...] = ()
     """Functions and services, added by their weights to the reward model's score, whose weight is 1."""
-    scaling: Literal["running", "reference"] | None = "reference"
+    constraints: dict[str, str] = Field(default_factory=dict)
+    """Bounds on the means of components, `{harmless: ">= 0.2"}`: the score is maximised as far as they hold. A head by
+    its attribute, one of `others` by its name in the journal (the function's, the host's), in its own points. A weight
+    of each bound adapts (a Lagrange multiplier; Dai et al. 2023, Safe RLHF). docs/guides/ppo.md."""
+    normalize: Literal["running", "reference", "each"] | None = "reference"
     """How scores are normalised. `reference`: with the mean and the standard deviation of the first iteration's scores,
     which are those of the initial policy; where these are all equal, of the scores up to the first iteration in which
-    they differ. `running`: of all scores so far. None: not at all. With `ppo.kl_in=reward` the optimum is the same:
-    `ppo.kl_coef` is per point of the raw score, and is divided by the same standard deviation."""
+    they differ. `running`: of all scores so far. `each`: as `reference`, and each component by its own before the sum,
+    where they are of unlike scale. None: not at all. With `ppo.kl_in=reward` the optimum is the same: `ppo.kl_coef` is
+    per point of the sum, and is divided by the same standard deviation."""
     missing_eos_penalty: NonNegative | None = 3.0
     """Subtracted from the score of a response that does not end within `rollout.max_new_tokens`, in those standard
     deviations. None: a truncated response counts as an ended one."""
+
+    @property
+    def bounds(self) -> tuple[Bound, ...]:
+        return parse_bounds(self.constraints)
+
+    @field_validator("constraints")
+    @classmethod
+    def _are_bounds(cls, constraints: dict[str, str]) -> dict[str, str]:
+        parse_bounds(constraints)
+        return constraints
 
 
 class VLLMConfig(Section):
@@ -180,8 +200,8 @@ class PPOConfig(Section):
     """Points of the score (or loss, see `kl_in`) per nat of log(policy / reference), at each token."""
     kl_in: Literal["reward", "loss"] = "reward"
     """In the loss, the default of `grpo`, it stands beside advantages that are whitened or normalised in their groups:
-    `kl_coef` is then in their standard deviations, and the scale of the scores changes nothing. (With `dr_grpo`, or
-    without whitening, in points of the score.)"""
+    `kl_coef` is then in their standard deviations, and the scale of the scores changes nothing. (With `dr_grpo` in
+    points of the score.)"""
     kl_target: Positive | None = None
     """Adapt `kl_coef` so that the KL of a response is about so many nats (Ziegler et al. 2019, section 2.2), over
     10,000 episodes or, where that is less, a sixth of the run's."""
@@ -192,13 +212,11 @@ class PPOConfig(Section):
     clip_range: Positive | tuple[Positive, Positive] = 0.2
     """Ratios are cut to 1 +- this; a pair is the lower and the upper side (DAPO's clip-higher: `[0.2, 0.28]`)."""
     value_clip_range: Positive = 0.2
-    """In standard deviations of the scores (see `rewards.scaling`)."""
+    """In standard deviations of the scores (see `rewards.normalize`)."""
     vf_coef: NonNegative = 0.1
     """Weight of the critic's loss."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
-    whiten_advantages: bool = True
-    """Bring the advantages of a rollout to mean 0 and standard deviation 1, over all processes."""
     num_epochs: Count = 2
     """Passes over each rollout."""
     num_minibatches: Count = 1
@@ -303,9 +321,7 @@ class TrainingConfig(Section):
     early_stopping_patience: Count | None = None
     """Stop after so many evaluations in a row that are no better than the best one before."""
     save_steps: Annotated[int, Field(ge=0)] = 500
-    """Iterations between two checkpoints; 0 saves none."""
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
-    """How many of the newest checkpoints are kept: one may turn out to be damaged."""
+    """Iterations between two checkpoints, of which the newest two are kept; 0 saves none."""
 
     @model_validator(mode="after")
     def _warm_up_that_happens(self) -> Self:
@@ -354,6 +370,10 @@ class PPOStageConfig(RunConfig):
     def _fits_together(self) -> Self:
         if self.model.reward is None and not self.rewards.others:
             raise ValueError("nothing gives a reward; set model.reward, or rewards.others to a function or a service")
+        if self.model.reward_weights and self.model.reward is None:
+            raise ValueError("model.reward_weights is of the heads of model.reward; set that, or take it out")
+        weights = {name: weight for name, _, weight in reward_parts(self.model_dump())}
+        check_components(weights, self.rewards.constraints, each=self.rewards.normalize == "each")
         estimator, generations = self.ppo.advantage_estimator, self.rollout.num_generations
         if estimator in GROUPED and generations < 2:
             raise ValueError(

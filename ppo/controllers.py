@@ -24,6 +24,11 @@ SPREAD, ROUNDING = 1e-8, 1e-6
 """A standard deviation that is no more than this, or than this share of the mean, is rounding and no scale."""
 
 
+def run_horizon(batch_size: int, iterations: int) -> float:
+    """Episodes over which what adapts does so, in a run of so many iterations of `batch_size` episodes."""
+    return max(batch_size, min(HORIZON, batch_size * iterations / 6))
+
+
 class KLController:
     """The KL coefficient: fixed or, with a target, adapted in proportion to how far the KL is from it (Ziegler et al.
     2019, section 2.2; lm-human-preferences, AdaptiveKLController).
@@ -39,7 +44,7 @@ class KLController:
     @classmethod
     def for_run(cls, kl_coef: float, target: float | None, batch_size: int, iterations: int) -> Self:
         """The controller of a run of so many iterations of `batch_size` episodes."""
-        return cls(kl_coef, target, max(batch_size, min(HORIZON, batch_size * iterations / 6)))
+        return cls(kl_coef, target, run_horizon(batch_size, iterations))
 
     def update(self, kl: float, num_episodes: int) -> None:
         """Adapt to the mean KL of so many episodes, in nats per response."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError
 from alignment.models import trainable
 from alignment.models.classifiers import body_width
 from alignment.models.ensembles import load_member
-from alignment.models.scalar import ScoreHead, write_score_bias
+from alignment.models.scalar import ScoreHead, collapse, saved_heads, write_score_bias
 from alignment.models.shared_base import add_adapter, add_reward_adapter, save_adapter
 from alignment.models.sources import ModelSource
 from ppo.algorithm import ScoreStats
 from ppo.config import ModelsConfig
 from ppo.models import Models, Role
-from ppo.options import REFERENCE, VALUE, critic_options
+from ppo.options import REFERENCE, VALUE, critic_options, how_to_load
 
 
 def new_head(role: Role) -> ScoreHead:
@@ -30,9 +31,43 @@ def new_head(role: Role) -> ScoreHead:
     return head
 
 
-def load_separate_critic(source: ModelSource, options: ModelConfig) -> Role:
-    """A critic that is a model of its own, from a reward model or an earlier critic."""
-    scalar = load_member(source, 0, options)
+def weights_of_heads(config: ModelsConfig, source: ModelSource, key: str) -> list[float]:
+    """The weight of each head of a reward model in the score; empty for one score.
+
+    Raises:
+        ModelError: `model.reward_weights` names other heads than it has, or none.
+    """
+    heads, weights = saved_heads(source), config.reward_weights
+    if not heads:
+        return []
+    if not weights:
+        example = ", ".join(f"{name}: 1.0" for name in heads)
+        raise ModelError(
+            f"model.{key}: {source.label} has a score for each of {', '.join(heads)}; say how they make one, as "
+            f"model.reward_weights='{{{example}}}' (0: the head is logged, and may be constrained)"
+        )
+    for name in weights:
+        if name not in heads:
+            near = difflib.get_close_matches(name, heads, 1)
+            raise ModelError(
+                f"model.reward_weights: {source.label} (model.{key}) has no head {name!r}; it has {', '.join(heads)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    missing = [name for name in heads if name not in weights]
+    if missing:
+        raise ModelError(
+            f"model.reward_weights: {source.label} (model.{key}) has the head {missing[0]!r} too; give it a weight (0: "
+            "it is logged, and may be constrained)"
+        )
+    return [weights[name] for name in heads]
+
+
+def load_separate_critic(source: ModelSource, config: ModelsConfig) -> Role:
+    """A critic that is a model of its own, from a reward model (of several heads from their weighted sum, which is one
+    head too) or an earlier critic."""
+    scalar = load_member(source, 0, how_to_load(config))
+    if weights := weights_of_heads(config, source, "value_init" if config.value_init else "reward"):
+        collapse(scalar, weights)
     if scalar.is_encoder:
         raise ModelError(
             f"model.value_init: {source.label} is an encoder ({type(scalar.model).__name__}), which reads a text as a "
@@ -51,11 +86,19 @@ def add_critic_adapter(reference: Role, config: ModelsConfig, sources: Mapping[s
                 f"model.value_init: {source.label} is no adapter on {below.label}, which the critic is to go on; take "
                 "value_init out, or set model.value=separate"
             )
-        adapted, head = add_reward_adapter(reference.model, VALUE, source, trainable=True)
-        return Role(adapted, reference.adapter), Role(adapted, VALUE, head).rescale_head()
+        critic = reward_adapter_critic(reference.model, source, config)
+        return Role(critic.model, reference.adapter), critic
     options = critic_options(config)
     adapted = add_adapter(reference.model, VALUE, trainable.adapter_config(reference.base, options), trainable=True)
     return Role(adapted, reference.adapter), Role(adapted, VALUE, new_head(reference))
+
+
+def reward_adapter_critic(model: PeftModel | PreTrainedModel, source: ModelSource, config: ModelsConfig) -> Role:
+    """A critic that goes on from a reward model's adapter, or an earlier critic's, on the weights below."""
+    adapted, head = add_reward_adapter(model, VALUE, source, trainable=True)
+    if weights := weights_of_heads(config, source, "value_init" if config.value_init else "reward"):
+        head = head.weighted(weights)
+    return Role(adapted, VALUE, head).rescale_head()
 
 
 def not_on_trunk(policy: Role) -> str:
@@ -93,6 +136,7 @@ def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], sta
     whole = role.adapter is None
     head = weights["value_model.score.weight" if whole else "value_head.weight"].float()
     scale = stats.std if role.head_scale is None else role.head_scale
+    assert not isinstance(role.head.score_bias, list)
     head, bias = head * scale, role.head.score_bias * scale
     if role.head_scale is None:  # it has learned normalised scores
         bias -= stats.mean

@@ -66,5 +66,5 @@ class DynamicSampling:
 
     def _with_spread(self, rollout: Rollout) -> list[int]:
         """The prompts of a rollout whose responses differ in score."""
-        alike = without_spread(self.target_builder.scores(rollout), self.config.rollout.num_generations)
+        alike = without_spread(self.target_builder.constrained_scores(rollout), self.config.rollout.num_generations)
         return [index for index, same in enumerate(alike.tolist()) if not same]

@@ -133,7 +133,7 @@ class Evaluation:
         """The prompts that choose the best policy, and those that it is reported on."""
         self.held_out_scaler = RewardScaler("reference")
         """Statistics of the scores of `model.held_out_reward`, which have another scale."""
-        self.best = BestPolicy(config.training, config.run_dir)
+        self.best = BestPolicy(config.training, config.run_dir, config.rewards.bounds)
         self._best_answers: HeldOutAnswers | None = None
         self.start: HeldOutAnswers | None = None
         """The answers of the policy as it started."""
@@ -265,7 +265,7 @@ class Evaluation:
         if step == 0:
             self.held_out_scaler.observe(raw, all_reduce_sum)
         stats = self.held_out_scaler.stats
-        if self.config.rewards.scaling is None:
+        if self.config.rewards.normalize is None:
             # Costs are in points of the training score: as many standard deviations of these are as many of its own.
             std = stats.std / scaler.start.std
             stats = ScoreStats(stats.mean - scaler.start.mean * std, std)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from peft import PeftModel
@@ -17,25 +17,34 @@ from alignment.models.forward import switch_off_dropout
 from alignment.models.lengths import positions
 from alignment.models.policies import load_base, load_policy
 from alignment.models.same_tokenizer import same_tokens
-from alignment.models.scalar import ScalarModel
+from alignment.models.scalar import ScalarModel, collapse, saved_heads
 from alignment.models.shared_base import add_adapter, add_reward_adapter
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import TemplateError
 from ppo.config import PPOStageConfig
-from ppo.critic import add_critic_adapter, base_digest, load_separate_critic, new_head, not_on_trunk
+from ppo.critic import (
+    add_critic_adapter,
+    base_digest,
+    load_separate_critic,
+    new_head,
+    not_on_trunk,
+    reward_adapter_critic,
+    weights_of_heads,
+)
 from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, pack_if_possible
 from ppo.options import (
     POLICY,
     REFERENCE,
     REWARD,
-    VALUE,
     combination,
     critic_kind,
     how_to_load,
     policy_options,
 )
+
+SCORERS = ("reward", "held_out_reward")
 
 
 def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSource]:
@@ -54,6 +63,12 @@ def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSo
         sources["reward"] = find_model(model.reward, registry, role="reward")
     if model.held_out_reward:
         sources["held_out_reward"] = find_model(model.held_out_reward, registry, role="reward")
+    heads = [weights_of_heads(model, sources[role], role) for role in SCORERS if role in sources]
+    if model.reward_weights and not any(heads):
+        raise ModelError(
+            f"model.reward_weights is of the heads of a reward model, and {sources['reward'].label} has one score; "
+            "take it out, or train one with reward.attributes"
+        )
     if config.ppo.has_critic and critic_kind(model) != "trunk":
         if model.value_init:
             sources["value"] = find_model(model.value_init, registry, role=("value", "reward"))
@@ -139,7 +154,8 @@ def load_models(
     policy, reference, critic, reward, base = assemble(config, sources, tokenizer)
     held_out = None
     if "held_out_reward" in sources:
-        held_out = load_scorer(sources["held_out_reward"], tokenizer, how_to_load(config.model))
+        weights = weights_of_heads(config.model, sources["held_out_reward"], "held_out_reward")
+        held_out = load_scorer(sources["held_out_reward"], tokenizer, how_to_load(config.model), weights)
     trained = PolicyAndValue(policy, critic)
     if trained.on_trunk and policy.layers is None:
         raise ModelError(not_on_trunk(policy))
@@ -200,7 +216,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         if kind == "trunk":
             critic = Role(policy.model, policy.adapter, new_head(policy))
         elif kind == "separate":
-            critic = load_separate_critic(sources["value"], how_to_load(model))
+            critic = load_separate_critic(sources["value"], model)
         else:
             reference, critic = add_critic_adapter(reference, model, sources)
     reward = None
@@ -231,10 +247,9 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         if kind == "trunk":
             critic = Role(adapted, POLICY, new_head(policy))
         elif kind == "separate":
-            critic = load_separate_critic(sources["value"], how_to_load(model))
+            critic = load_separate_critic(sources["value"], model)
         else:
-            _, head = add_reward_adapter(adapted, VALUE, sources["value"], trainable=True)
-            critic = Role(adapted, VALUE, head).rescale_head()
+            critic = reward_adapter_critic(adapted, sources["value"], model)
     if reward is None:
         return Assembly(policy, reference, critic, None, base)
     members = []
@@ -243,7 +258,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         _, head = add_reward_adapter(adapted, name, reward, trainable=False, member=number)
         members.append(Role(adapted, name, head))
     ensemble = RewardEnsemble([], len(members), **combination(model)) if is_ensemble(reward) else None
-    return Assembly(policy, reference, critic, RewardModel(members, ensemble), base)
+    return Assembly(policy, reference, critic, RewardModel(members, ensemble, heads=saved_heads(reward)), base)
 
 
 def _shared_base(sources: Mapping[str, ModelSource]) -> ModelSource:
@@ -311,10 +326,21 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def load_scorer(
-    source: ModelSource, tokenizer: PreTrainedTokenizerBase, options: ModelConfig, **combine: Any
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    options: ModelConfig,
+    weights: Sequence[float] = (),
+    **combine: Any,
 ) -> RewardModel:
-    """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text."""
-    loaded = load_reward_model(source, options, **combine)
+    """A reward model or ensemble, which reads the policy's tokens if it has the same ones, else the text.
+
+    Args:
+        weights: of several heads in one score; empty: each has its own.
+    """
+    loaded = load_reward_model(source, options, several_heads=True, **combine)
+    if weights:
+        assert isinstance(loaded, ScalarModel)
+        collapse(loaded, weights)
     scorer_tokenizer = load_tokenizer(source, options)
     # One tokenizer does not make one vocabulary: tokens added to the policy's are unknown to a reward model before it.
     if not same_tokens(tokenizer, scorer_tokenizer) or token_limit(loaded) < vocabulary_of(tokenizer):
@@ -334,13 +360,14 @@ def text_scorer(
     """A loaded reward model as one that reads texts, through its own tokenizer."""
     limit = positions(source.config_path, options.trust_remote_code)
     max_positions = limit[0] if limit is not None and not limit[1] else None
-    return RewardModel(text_model=loaded, tokenizer=tokenizer, max_positions=max_positions)
+    heads = loaded.heads if isinstance(loaded, ScalarModel) else ()
+    return RewardModel(text_model=loaded, tokenizer=tokenizer, max_positions=max_positions, heads=heads)
 
 
 def token_scorer(loaded: ScalarModel | RewardEnsemble) -> RewardModel:
     """A loaded reward model as one that reads the policy's tokens."""
     if isinstance(loaded, ScalarModel):
-        return RewardModel([Role(loaded.model, head=loaded.model.score)])
+        return RewardModel([Role(loaded.model, head=loaded.model.score)], heads=loaded.heads)
     return RewardModel(ensemble_roles(loaded), loaded)
 
 

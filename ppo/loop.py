@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from alignment.distributed import heartbeat
 from alignment.distributed import processes as distributed
@@ -19,6 +20,7 @@ from alignment.terminal import progress
 from ppo import sampler_gap
 from ppo.alarms import Alarms
 from ppo.config import GROUPED, PPOStageConfig
+from ppo.constraints import Lagrangian
 from ppo.controllers import KLController, RewardScaler
 from ppo.dynamic_sampling import DynamicSampling
 from ppo.ema import EMA
@@ -30,7 +32,7 @@ from ppo.reward_sources import load_sources
 from ppo.rollout import Collector, Rollout, make_sampler
 from ppo.selfcheck import check_models
 from ppo.sequences import Row
-from ppo.state import RunState
+from ppo.state import RunState, Stateful
 from ppo.stats import rollout_stats
 from ppo.targets import TargetBuilder
 from ppo.update import Updater
@@ -73,7 +75,7 @@ class Loop:
         sampler = make_sampler(config, models, accelerator)
         sources = load_sources(
             config.rewards, [prompt for prompt, _ in prompts], [prompt for prompt, _ in held_out],
-            [answer.prompt for answer in answers], models.tokenizer,
+            [answer.prompt for answer in answers], models.tokenizer, config.model.reward_weights,
         )  # fmt: skip
         self.collector = Collector(config, models, sampler, sources, accelerator)
         after_step = self.ema.update if self.ema is not None else lambda: None
@@ -81,16 +83,23 @@ class Loop:
         self.kl_controller = KLController.for_run(
             config.ppo.kl_coef, config.ppo.kl_target, config.rollout.batch_size, config.training.max_steps
         )
-        self.reward_scaler = RewardScaler(config.rewards.scaling)
-        self.target_builder = TargetBuilder(config, models.critic, self.reward_scaler, self.kl_controller)
+        normalize, components = config.rewards.normalize, self.collector.components
+        self.reward_scaler = RewardScaler("reference" if normalize == "each" else normalize)
+        self.lagrangian = Lagrangian.for_run(
+            config.rewards.bounds, components, self.reward_scaler, config.rollout.batch_size, config.training.max_steps
+        )
+        self.target_builder = TargetBuilder(
+            config, models.critic, self.reward_scaler, self.kl_controller, self.lagrangian
+        )
         self.dynamic_sampling = DynamicSampling(config, self.collector, self.target_builder, self.prompts)
         self.evaluation = Evaluation(config, models, self.collector, self.target_builder, self.ema, journal, held_out)
         self.alarms = Alarms(config)
-        self.state = RunState(
-            self.engine, self.updater, self.evaluation, self.ema,
-            {"schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.reward_scaler,
-             "alarms": self.alarms},
-        )  # fmt: skip
+        parts: dict[str, Stateful] = {
+            "schedule": self.schedule, "kl_controller": self.kl_controller, "scaler": self.reward_scaler,
+            "alarms": self.alarms, "components": components,
+        }  # fmt: skip
+        parts |= {} if self.lagrangian is None else {"lagrangian": self.lagrangian}
+        self.state = RunState(self.engine, self.updater, self.evaluation, self.ema, parts)
         self._initial_rollout: tuple[Rollout, float] | None = None
         """The first iteration's rollout and its seconds: score statistics and the first evaluation need it before."""
         self._spread_metrics: dict[str, float] = {}
@@ -145,6 +154,9 @@ class Loop:
         stats |= self._spread_metrics | self._sampler_gap_metrics(rollout)
         stats |= self.updater.update(self.step, rollout, targets)
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
+        if self.lagrangian is not None:
+            stats |= self.lagrangian.metrics(stats)
+            self.lagrangian.update(stats, config.rollout.batch_size)
         stats["train/learning_rate"] = float(self.engine.optimizer.param_groups[0]["lr"])
         self.schedule.step()
         self.state.step += 1
@@ -172,7 +184,9 @@ class Loop:
         heartbeat.enter(f"the rollout of iteration {self.step + 1}")
         tasks = make_tasks(self.prompts, prompt_indices, config.rollout.num_generations)
         rollout = self.collector.collect(share_of_process(tasks, self.accelerator), config.training.seed, self.step)
-        previous = self.reward_scaler.start
+        components, previous = self.collector.components, self.reward_scaler.start
+        components.observe(rollout.parts, all_reduce_sum)
+        rollout = replace(rollout, scores=components.total(rollout.parts))  # by the statistics that it may have set
         self.reward_scaler.observe(rollout.scores, all_reduce_sum)
         if self.reward_scaler.start != previous:
             self.journal.event("score_unit", step=self.step + 1, **self.reward_scaler.start._asdict())

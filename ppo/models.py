@@ -114,7 +114,7 @@ class Role:
 
     def rescale_head(self) -> Role:
         """Bring the head's weight to length 1, so that an optimizer step means the same whatever the scores' scale."""
-        assert isinstance(self.head, ScoreHead)
+        assert isinstance(self.head, ScoreHead) and not isinstance(self.head.score_bias, list)
         scale = float(self.head.weight.detach().norm()) or 1.0
         with torch.no_grad():
             self.head.weight.div_(scale)
@@ -123,7 +123,7 @@ class Role:
         return self
 
     def read(self, states: Tensor) -> Tensor:
-        """The head's outputs for hidden states: (..., H) -> (...) float32."""
+        """The head's outputs for hidden states: (..., H) -> (...) float32; (..., n) of a head with n scores."""
         assert self.head is not None
         return self.head(states).squeeze(-1)
 
@@ -210,6 +210,7 @@ class RewardModel:
     Args:
         members: of a decoder that reads the policy's tokens, a role for each member.
         ensemble: combines the members' scores; None for a single model.
+        heads: the attributes of a model with several scores, which are not combined here.
         text_model, tokenizer: in place of members, a model that reads text through its own tokenizer: an encoder, or
             one with other tokens.
         max_positions: of the text model, where it has a last one.
@@ -224,8 +225,10 @@ class RewardModel:
         packed: bool = False,
         max_tokens: int = 8192,
         max_positions: int | None = None,
+        heads: Sequence[str] = (),
     ) -> None:
         assert bool(members) != (text_model is not None)
+        self.heads = tuple(heads)
         self.members, self.ensemble = list(members), ensemble
         self.text_model, self.tokenizer = text_model, tokenizer
         self.packed, self.max_tokens, self.max_positions = packed, max_tokens, max_positions
@@ -246,7 +249,7 @@ class RewardModel:
     def member_scores(
         self, rows: Sequence[Row], conversations: Sequence[Sequence[Message]], device: torch.device
     ) -> Tensor:
-        """Score of each response by each member: (n, B) float32.
+        """Score of each response by each member, or by each head of the only one: (n, B) float32.
 
         Args:
             rows: prompts and responses in the policy's tokens, through EOS.
@@ -257,11 +260,12 @@ class RewardModel:
         """
         if self.text_model is not None:
             return self._by_text(conversations, device)
-        scores = torch.zeros(len(self.members), len(rows), device=device)
+        scores = torch.zeros(len(self.heads) or len(self.members), len(rows), device=device)
         for part in split_by_tokens(rows, range(len(rows)), self.max_tokens, self.packed):
             batch = lay_out([rows[number] for number in part], part, self.packed, 0, device)
             for number, member in enumerate(self.members):
-                scores[number, batch.rows] = member.read(member.states(batch, batch.last)).float()
+                found = member.read(member.states(batch, batch.last)).float()
+                scores[slice(None) if self.heads else number, batch.rows] = found.T if self.heads else found
         return scores
 
     def _by_text(self, conversations: Sequence[Sequence[Message]], device: torch.device) -> Tensor:
@@ -273,7 +277,7 @@ class RewardModel:
                 f"a conversation has {longest} of the reward model's tokens, which has {self.max_positions} positions; "
                 "lower data.max_length, which is in the policy's tokens"
             )
-        size = self.text_model.size if isinstance(self.text_model, RewardEnsemble) else 1
+        size = self.text_model.size if isinstance(self.text_model, RewardEnsemble) else len(self.heads) or 1
         scores = torch.zeros(size, len(ids), device=device)
         by_length = sorted(range(len(ids)), key=lambda number: len(ids[number]))
         while by_length:
@@ -283,7 +287,8 @@ class RewardModel:
             if isinstance(self.text_model, RewardEnsemble):
                 scores[:, part] = self.text_model.member_scores(batch, mask)
             else:
-                scores[0, part] = self.text_model.score(batch, mask)
+                found = self.text_model.score(batch, mask)
+                scores[:, part] = found.T if self.heads else found[None]
         return scores
 
 

@@ -14,6 +14,7 @@ from alignment.memory.shapes import ShapeFinder, frozen, sized
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.ensembles import num_members
 from alignment.models.forward import LOGITS_AT_ONCE
+from alignment.reports.judges import reward_parts
 from alignment.training import arguments, publishing
 from ppo.batch_plan import batch_plan
 from ppo.config import PPOStageConfig
@@ -36,7 +37,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     sources = prepared.sources
     load_sources(
         config.rewards, [prompt for prompt, _ in prepared.prompts], [prompt for prompt, _ in prepared.held_out],
-        [answer.prompt for answer in prepared.answers.items],
+        [answer.prompt for answer in prepared.answers.items], heads=config.model.reward_weights,
     )  # fmt: skip
     trust = config.model.trust_remote_code
     shapes = {
@@ -57,6 +58,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "bad_rows": len(prepared.bad),
         "too_long": prepared.too_long["too_long"],
         "data_check": prepared.report.summary(),
+        **_objective(config),
         "processes": world_size,
         "episodes_per_iteration": config.rollout.batch_size,
         "episodes_per_device": sizes.episodes,
@@ -66,6 +68,14 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
         "optimizer_steps": config.training.max_steps * config.ppo.num_epochs * config.ppo.num_minibatches,
         **arguments.memory_plan(lambda: workload(config, shapes, world_size, members), sources, world_size),
     }
+
+
+def _objective(config: PPOStageConfig) -> dict[str, Any]:
+    """What is maximised and what is bounded, where there is more than one score."""
+    weights = {name: weight for name, _, weight in reward_parts(config.model_dump())}
+    plan = {"score": weights} if len(weights) > 1 else {}
+    return plan | ({"constraints": {bound.name: bound.text for bound in config.rewards.bounds}} if config.rewards.bounds
+                   else {})  # fmt: skip
 
 
 def workload(

@@ -42,7 +42,7 @@ def published_policy(loop: Loop) -> Iterator[dict[str, Any]]:
 
 def _metrics(loop: Loop) -> dict[str, Any]:
     """The published policy's metrics; a policy that is not better than the start is a finding."""
-    evaluation, best = loop.evaluation, loop.evaluation.best
+    evaluation, best, training = loop.evaluation, loop.evaluation.best, loop.config.training
     is_chosen = best.metrics is not None
     published = evaluation.last_metrics if best.metrics is None else best.metrics
     start = evaluation.start_reported if is_chosen else evaluation.start_metrics
@@ -59,7 +59,9 @@ def _metrics(loop: Loop) -> dict[str, Any]:
             text = "no evaluation was better than the start's, which is published; see samples.jsonl"
             loop.report(WON, "error", text)
     elif best.wanted and evaluation.prompts:
-        text = "no evaluation was below training.max_kl, so that the last policy is published, whatever it is"
+        missed = [*(["below training.max_kl"] if training.max_kl is not None else []),
+                  *(["within rewards.constraints"] if loop.config.rewards.constraints else [])]  # fmt: skip
+        text = f"no evaluation was {' and '.join(missed)}, so that the last policy is published, whatever it is"
         loop.report(WON, "error", text)
     if best.step != 0 and (finding := not_better(published)) is not None:
         loop.report(WON, *finding)
@@ -94,7 +96,7 @@ class Publisher:
     def _publish_value(self, loop: Loop, weights: Mapping[str, Tensor]) -> None:
         config, metrics = self.config, loop.evaluation.last_metrics
         with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-            base = save_critic(self.models, Path(folder), weights, loop.reward_scaler.stats)
+            base = save_critic(self.models, Path(folder), weights, loop.target_builder.stats)
             self.models.tokenizer.save_pretrained(folder)
             if base is not None:
                 adapters.name_base(Path(folder), base.label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -42,6 +42,7 @@ def load_sources(
     held_out: Sequence[Prompt] = (),
     answered: Sequence[Prompt] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
+    heads: Collection[str] = (),
 ) -> list[Source]:
     """The rewards that `rewards.others` names; functions are imported now, so that a mistake stops no training.
 
@@ -49,6 +50,7 @@ def load_sources(
         prompts, held_out: all that there are. Every batch has the columns of any of them, whichever are in it.
         answered: the prompts of `ppo.value_pretrain`, which bring no columns.
         tokenizer: the policy's, for services that get the token ids too.
+        heads: of the reward model (`model.reward_weights`).
 
     Raises:
         ConfigError: a module or function that cannot be had, or one that takes a column which no prompt, or no held-out
@@ -58,7 +60,7 @@ def load_sources(
     sets |= {"ppo.value_pretrain": _columns(answered)} if answered else {}
     columns = list(dict.fromkeys(name for names in sets.values() for name in names))
     sources: list[Source] = []
-    taken = {"model", "score_std"}  # names of the reward model's own parts
+    taken = {"model", "score_std", *heads}  # names of the reward model's own parts
     for number, entry in enumerate(config.others):
         source: Source
         if entry.function is None:

@@ -20,10 +20,11 @@ from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message
 from ppo import sampler_gap
+from ppo.components import Components
 from ppo.config import PPOStageConfig
 from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
 from ppo.prompts import Task
-from ppo.reward_sources import Source, weighted
+from ppo.reward_sources import Source
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ class Rollout:
             gives them.
         scores: (B,) the weighted sum of the parts, before what unfinished responses cost.
         ended: (B,) bool, True if EOS came within the limit.
-        parts: (B,) each, the terms of the scores, by name: `model`, functions, `score_std` of an ensemble.
+        parts: (B,) each, the components of the scores, by name: `model` or its heads, functions, `score_std` of an
+            ensemble.
         sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
         seconds: duration of the sampling.
     """
@@ -167,6 +169,10 @@ class Collector:
         self.config, self.models, self.sampler = config, models, sampler
         self.sources, self.accelerator = list(sources), accelerator
         self.sampling = how_to_sample(config, models.tokenizer)
+        weights = dict(config.model.reward_weights) if models.reward is not None else {}
+        if models.reward is not None and not models.reward.heads:
+            weights = {"model": 1.0}
+        self.components = Components(weights | {source.name: source.weight for source in sources}, config.rewards)
 
     @torch.no_grad()
     def collect(self, tasks: Sequence[Task], *seed: int, responses: Sequence[list[int]] | None = None) -> Rollout:
@@ -295,18 +301,17 @@ class Collector:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted sums, and their terms."""
         device, parts = self.accelerator.device, dict[str, Tensor]()
-        weights: dict[str, float] = {}
-        std = None
-        if self.models.reward is not None:
-            parts["model"], std = self.score_with(self.models.reward, tasks, rows, texts)
-            weights["model"] = 1.0
+        std, reward = None, self.models.reward
+        if reward is not None and reward.heads:
+            parts |= zip(reward.heads, self._member_scores(reward, tasks, rows, texts), strict=True)
+        elif reward is not None:
+            parts["model"], std = self.score_with(reward, tasks, rows, texts)
         prompts = [task.prompt for task in tasks]
         for source in self.sources:
             source_scores = on_every_process(partial(source.score, prompts, texts, rows))
             parts[source.name] = torch.tensor(source_scores, device=device)
-            weights[source.name] = source.weight
-        scores = weighted(parts, weights)
-        if not torch.isfinite(all_reduce_sum(scores.double().sum())):  # on every process alike
+        scores = self.components.total(parts)
+        if not torch.isfinite(all_reduce_sum(torch.stack(list(parts.values())).double().sum())):  # everywhere alike
             raise ModelError("a reward is not finite; is the reward model broken? No weight was changed by it")
         return scores, parts | ({} if std is None else {"score_std": std})
 
@@ -314,11 +319,16 @@ class Collector:
         self, model: RewardModel, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]
     ) -> tuple[Tensor, Tensor | None]:
         """Scores by a reward model, and of an ensemble the members' disagreement: (B,) each."""
+        return model.combined(self._member_scores(model, tasks, rows, texts))
+
+    def _member_scores(
+        self, model: RewardModel, tasks: Sequence[Task], rows: Sequence[Row], texts: Sequence[str]
+    ) -> Tensor:
+        """Scores by each member of a reward model, or each head: (n, B)."""
         device = self.accelerator.device
         conversations = [
             [*task.prompt.messages, Message(role="assistant", content=text)]
             for task, text in zip(tasks, texts, strict=True)
         ]
         with self.models.resident(model.modules(), device), self.accelerator.autocast():
-            scores = on_every_process(lambda: model.member_scores(rows, conversations, device))
-            return model.combined(scores)
+            return on_every_process(lambda: model.member_scores(rows, conversations, device))

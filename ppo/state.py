@@ -18,6 +18,9 @@ from ppo.ema import EMA
 from ppo.evaluation import Evaluation
 from ppo.update import Updater
 
+OPTIONAL = ("ema", "components", "lagrangian")
+"""Parts that a checkpoint of another config, or of an earlier version, may not have."""
+
 
 class Stateful(Protocol):
     """A part of the run with a state that a checkpoint keeps."""
@@ -78,7 +81,7 @@ class RunState:
                 "resumed; begin again with --overwrite, or use the version that wrote it"
             )
         for name, part in self._parts.items():
-            if name != "ema" or name in state:  # an average that was not asked for then
+            if name not in OPTIONAL or name in state:  # what was not asked for then
                 part.load_state_dict(state[name])
         settings.restore()
         self._load_ema(folder, world_size, in_state="ema" in state)

@@ -18,6 +18,7 @@ from ppo.algorithm import (
     shape_rewards,
 )
 from ppo.config import PPOStageConfig
+from ppo.constraints import Lagrangian
 from ppo.controllers import KLController, RewardScaler
 from ppo.models import Role
 from ppo.rollout import Rollout
@@ -66,13 +67,25 @@ class TargetBuilder:
 
     Args:
         critic: None without one.
+        lagrangian: None without constraints.
     """
 
     def __init__(
-        self, config: PPOStageConfig, critic: Role | None, reward_scaler: RewardScaler, kl_controller: KLController
+        self,
+        config: PPOStageConfig,
+        critic: Role | None,
+        reward_scaler: RewardScaler,
+        kl_controller: KLController,
+        lagrangian: Lagrangian | None = None,
     ) -> None:
         self.config, self.critic, self.kl_controller = config, critic, kl_controller
-        self.reward_scaler = reward_scaler
+        self.reward_scaler, self.lagrangian = reward_scaler, lagrangian
+
+    @property
+    def stats(self) -> ScoreStats:
+        """By which the scores that policy and critic are trained on are normalised, with what constraints add."""
+        stats = self.reward_scaler.stats
+        return stats if self.lagrangian is None else stats._replace(std=stats.std * self.lagrangian.scale)
 
     def with_penalty(self, scores: Tensor, ended: Tensor, stats: ScoreStats) -> Tensor:
         """Scores of any model, (B,), less the penalty of unfinished responses, in standard deviations of `stats`."""
@@ -82,12 +95,18 @@ class TargetBuilder:
         """The scores of a rollout less the penalty of unfinished responses: (B,)."""
         return self.with_penalty(rollout.scores, rollout.ended, self.reward_scaler.penalty_stats)
 
+    def constrained_scores(self, rollout: Rollout) -> Tensor:
+        """The same with what the constraints add to them: (B,)."""
+        scores = self.scores(rollout)
+        return scores if self.lagrangian is None else self.lagrangian.shape(scores, rollout.parts)
+
     def rewards(self, rollout: Rollout) -> Tensor:
         """Normalised reward of each token: (B, T). Score and KL are divided by the same standard deviation, since
         normalisation must not change the optimum."""
-        in_reward = self.config.ppo.kl_in == "reward"
-        kl_coef = self.kl_controller.value / self.reward_scaler.stats.std if in_reward else 0.0
-        return shape_rewards(self.reward_scaler(self.scores(rollout)), rollout.kl, rollout.response_mask, kl_coef)
+        stats, in_reward = self.stats, self.config.ppo.kl_in == "reward"
+        scores = stats.normalise(self.constrained_scores(rollout))
+        kl_coef = self.kl_controller.value / stats.std if in_reward else 0.0
+        return shape_rewards(scores, rollout.kl, rollout.response_mask, kl_coef)
 
     def build(self, rollout: Rollout, rewards: Tensor) -> Targets:
         """Advantages and returns of a rollout with these rewards, (B, T)."""
@@ -101,19 +120,19 @@ class TargetBuilder:
         else:
             advantages = group_advantages(rewards, mask, ppo.advantage_estimator, self.config.rollout.num_generations)
         # grpo scales within its groups, dr_grpo scales nothing.
-        whitened = ppo.whiten_advantages and ppo.advantage_estimator not in ("grpo", "dr_grpo")
+        whitened = ppo.advantage_estimator not in ("grpo", "dr_grpo")
         if whitened:
             advantages = whiten(advantages, mask, reduce=all_reduce_sum)
         kl_coef = self.kl_controller.value
         # A KL in the loss must have the scale of the advantages beside it.
         in_points = not whitened and ppo.advantage_estimator != "grpo"
-        return Targets(advantages, kl_coef, critic, kl_coef / self.reward_scaler.stats.std if in_points else kl_coef)
+        return Targets(advantages, kl_coef, critic, kl_coef / self.stats.std if in_points else kl_coef)
 
     def critic_targets(self, rollout: Rollout, rewards: Tensor, gae_lambda: float | None = None) -> CriticTargets:
         """The critic's targets for a rollout with these rewards, (B, T)."""
         ppo, mask, role = self.config.ppo, rollout.response_mask, self.critic
         assert role is not None
-        stats, scale = self.reward_scaler.stats, role.head_scale
+        stats, scale = self.stats, role.head_scale
         stats = ScoreStats() if scale is None else ScoreStats(stats.mean / scale, stats.std / scale)
         values = torch.where(mask, stats.normalise(rollout.old_values), 0.0)
         gae_lambda = ppo.gae_lambda if gae_lambda is None else gae_lambda

@@ -28,6 +28,9 @@ from ppo.options import policy_options
 from ppo.prepare import Prepared, check_config, prepare
 from ppo.publish import Publisher, published_policy
 
+CHECKPOINTS = 2
+"""How many of the newest are kept: one may turn out to be damaged."""
+
 
 def train(config: PPOStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the metrics of the published policy."""
@@ -49,7 +52,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
         models = load_models(config, prepared.sources, prepared.tokenizer)
     data = prepared.fingerprints
     with opening.open_journal(config, "ppo", begun) as journal:
-        checkpoints = opening.open_checkpoints(config, begun, journal, keep=config.training.save_total_limit, data=data)
+        checkpoints = opening.open_checkpoints(config, begun, journal, keep=CHECKPOINTS, data=data)
         loop = Loop(
             config, models, accelerator, journal,
             prepared.prompts, prepared.held_out, prepared.ptx.rows, prepared.answers.items,

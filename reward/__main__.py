@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def complete(config: RewardStageConfig) -> RewardStageConfig:
         # Labelers' names stay in the ratings file, where `alignment rate forget` removes them.
-        from reward.labelers import resolved
+        from reward.labelers import reader_of, resolved
 
-        labelers = resolved(config.reward.labelers, config.data)
+        labelers = resolved(config.reward.labelers, config.data, reader_of(config.reward))
         return config.model_copy(update={"reward": config.reward.model_copy(update={"labelers": labelers})})
 
     def study(config: RewardStageConfig, args: argparse.Namespace) -> Callable[[], str] | None:

@@ -97,7 +97,7 @@ def check_layout(
         expected, failed = tried(alone)
         if failed or not all(bool(score.isfinite().all()) for score in expected):
             raise CheckError(f"{name} gives no score for a plain row ({failed or 'not finite'}); name another model")
-        scale = max(1.0, *(abs(float(score)) for score in expected))
+        scale = max(1.0, *(float(score.abs().max()) for score in expected))
         reason = None
         if layout == "packed":
             reason = agree(why_wrong(model, lambda: together("packed"), expected, scale))
@@ -131,6 +131,7 @@ class QuestionCollator:
         """The model's inputs, and tensors over the C completions and P pairs of the batch, in order:
 
         first, second: (P,) long, indices of a pair's completions in the batch.
+        head: (P,) long, which of the scores the pair is on.
         target, weight, margin: (P,) float32, one per pair.
         ratings, rating_weights: (C,) float32, NaN and 0 if missing; left out if no question has ratings.
         last: (C,) long, index of each completion's last token in the packed row; `packed` only.
@@ -184,6 +185,7 @@ def _targets(questions: Sequence[Question]) -> dict[str, Tensor]:
     targets = {
         "first": torch.tensor(first, dtype=torch.long),
         "second": torch.tensor(second, dtype=torch.long),
+        "head": torch.tensor([pair.head for pair in pairs], dtype=torch.long),
         "target": torch.tensor([pair.target for pair in pairs], dtype=torch.float32),
         "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
@@ -196,7 +198,7 @@ def _targets(questions: Sequence[Question]) -> dict[str, Tensor]:
 
 
 def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module | None = None) -> Tensor:
-    """The score of each completion at its last token: (C,) float32.
+    """The score of each completion at its last token: (C,) float32; (C, H) of a model with several heads.
 
     Args:
         model: a transformers or PEFT model, prepared by `choose_batch_layout`.
@@ -222,7 +224,6 @@ def score_batch(model: nn.Module, batch: Mapping[str, Any], wrapper: nn.Module |
     return scores
 
 
-@torch.no_grad()
 def score_questions(
     model: nn.Module,
     questions: Sequence[Question],
@@ -230,7 +231,21 @@ def score_questions(
     max_tokens: int = TOKENS_AT_ONCE,
     doing: str = "scoring",
 ) -> list[list[float]]:
-    """Score the completions of each question without dropout; the result does not depend on the batching.
+    """`score_heads` of a model with one head."""
+    (scores,) = score_heads(model, questions, pad_token_id, max_tokens, doing) or [[]]
+    return scores
+
+
+@torch.no_grad()
+def score_heads(
+    model: nn.Module,
+    questions: Sequence[Question],
+    pad_token_id: int,
+    max_tokens: int = TOKENS_AT_ONCE,
+    doing: str = "scoring",
+) -> list[list[list[float]]]:
+    """Each head's scores of the completions of each question, without dropout; the result does not depend on the
+    batching. Empty without questions.
 
     Args:
         model: a ScalarModel, or a model for `score_batch`.
@@ -249,19 +264,20 @@ def score_questions(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    scores: list[list[float]] = [[] for _ in questions]
+    scores: list[list[list[float]]] = [[] for _ in questions]  # of each completion by each head
     done = 0
     with heartbeat.within(doing, patient=True):
         for indices in _batches(questions, layout, max_tokens):
             heartbeat.enter(f"{doing}, {done} of {len(questions)}", patient=True)
             batch = collate([questions[index] for index in indices])
             on_device = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()}
-            batch_scores = iter(score_batch(model, on_device).tolist())
+            batch_scores = score_batch(model, on_device)
+            rows = iter(batch_scores.reshape(len(batch_scores), -1).tolist())
             for index in indices:
-                scores[index] = [next(batch_scores) for _ in questions[index].completion_ids]
+                scores[index] = [next(rows) for _ in questions[index].completion_ids]
             done += len(indices)
     model.train(was_training)
-    return scores
+    return [[[row[head] for row in each] for each in scores] for head in range(len(scores[0][0]))]
 
 
 def _batches(questions: Sequence[Question], layout: Layout, max_tokens: int) -> Iterator[list[int]]:

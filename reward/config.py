@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from alignment.config.arguments import SHARED_ARGUMENTS, TrainerSection
 from alignment.config.sections import NonNegative, Section, TrainerConfig
@@ -18,6 +19,10 @@ class RewardSection(Section):
     objective: Literal["pairs", "regression"] = "pairs"
     """`pairs`: the preferred one of two completions should score higher. `regression`: a score should be near the
     standardized rating; for rows of `prompt`, `completion`, `rating` and items rated 1-7."""
+    attributes: tuple[str, ...] = ()
+    """A head, and so a score, for each of these attributes (`[helpful, harmless]`), on one body and in one pass. A row
+    judges them in its key `attributes` or in columns of these names, and need not judge all; `overall` is its vote or
+    rating of the whole. Empty: one head, which learns that. docs/guides/reward-model.md."""
     margin: NonNegative = 0.0
     """Score margin for a completion that was voted much better (strength 3); better (2) has two thirds of it, slightly
     better (1) one third, a tie or a vote without strength none."""
@@ -36,10 +41,31 @@ class RewardSection(Section):
     @model_validator(mode="after")
     def _keys_of_the_objective(self) -> Self:
         """Reject keys that the objective ignores."""
-        for key in ("margin", "label_smoothing"):
+        for key in ("margin", "label_smoothing", "attributes"):
             if getattr(self, key) and self.objective != "pairs":
                 raise ValueError(f"{key} is only for objective=pairs, found objective={self.objective}")
         return self
+
+    @field_validator("attributes")
+    @classmethod
+    def _names_of_heads(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Names stand in those of metrics (`eval/accuracy/helpful`), so they are plain words, each once."""
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z][\w.-]*", name):
+                raise ValueError(f"{name!r} is no name of an attribute; write a word, such as helpful or fact_errors")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a name stands twice in {', '.join(names)}; take one out")
+        return names
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The attribute of each head; that of the only one is empty without `attributes`."""
+        return self.attributes or ("",)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The names of several scores; empty for one, since a model with one is a plain reward model."""
+        return self.attributes if len(self.attributes) > 1 else ()
 
 
 @dataclass(frozen=True)

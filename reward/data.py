@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignment.config.sections import DataConfig, DataPart
+from alignment.data.attributes import AttributeReader, vote_of
 from alignment.data.formats import Choice
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
@@ -29,24 +31,30 @@ from alignment.ratings.rewrites import rewrites_of
 from alignment.templates.rendering import Message, Unrenderable
 from reward.batches import QuestionCollator
 from reward.config import RewardSection
-from reward.labelers import judgements_by, known_labelers, resolved
+from reward.labelers import judgements_by, known_labelers, reader_of, resolved
 from reward.questions import Note, Question, QuestionBuilder, combine_votes
 
 Judgement = Comparison | CompletionRating
 
 
-def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] | None = None) -> RowSource:
+def open_ratings(
+    part: DataPart,
+    config: DataConfig,
+    labelers: Collection[str] | None = None,
+    attributes: AttributeReader | None = None,
+) -> RowSource:
     """Open the judgements of a ratings file, which is recognized by its header; any other source is opened unchanged.
 
     Args:
         labelers: only these labelers count, named as in votes (`reward.labelers.resolved`); None: all. The rows of a
             data file are not filtered here; its fingerprint names the labelers that are used.
+        attributes: which are judged; None: the answers as a whole.
     """
     if not is_ratings_file(part.path):
         source = open_source(part, config)
         if labelers is None:
             return source
-        chosen = sorted(known_labelers(part, config).keys() & labelers)
+        chosen = sorted(known_labelers(part, config, attributes or to_judgements).keys() & labelers)
         return RowSource(
             source.rows, lambda: source.fingerprint() | {"labelers": len(chosen), "of_labelers": chosen}, source.notes
         )
@@ -57,14 +65,27 @@ def open_ratings(part: DataPart, config: DataConfig, labelers: Collection[str] |
         if labelers is not None:
             names = [name for name in names if store.people.labeler_hash(name) in labelers]
         fingerprint = {"name": store.path.name, **store.fingerprint(None if labelers is None else names)}
-    return RowSource(rated_items(part.path, labelers), lambda: fingerprint)
+    return RowSource(_judged(rated_items(part.path, labelers), attributes), lambda: fingerprint)
+
+
+def _judged(rows: Rows, attributes: AttributeReader | None) -> Rows:
+    """Those judgements of a ratings file that are of the attributes; None: those of the answers as a whole."""
+    for where, row in rows:
+        if not isinstance(row, Comparison | CompletionRating):
+            yield where, row
+        elif attributes is None:
+            if not row.attribute:
+                yield where, row
+        elif (judged := attributes.of_record(row)) is not None:
+            yield where, judged
 
 
 def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
     """Yield the judgements of each rated item, without skips. A pair yields one comparison with all labelers' votes, a
     ranking of K completions K(K-1)/2 comparisons, a single completion one rating per labeler. A completion that was
-    rewritten yields one more comparison: the rewritten text is better. On an item that a referee has decided, the
-    verdict stands in the place of each vote, so that the item weighs what it weighed.
+    rewritten yields one more comparison: the rewritten text is better. Answers to questions of attributes yield
+    judgements of these. On an item that a referee has decided, the verdict stands in the place of each vote, so that
+    the item weighs what it weighed.
 
     Completions with equal texts are skipped. Labelers are hashed, as in manifests; `labelers` are the hashes of those
     who count, None: all.
@@ -88,6 +109,8 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
         for new in rewrites_of(item, item_ratings if verdict is None else [*item_ratings, verdict]):
             votes = tuple(Vote("first", None, labeler) for labeler in new.labelers)
             yield where, Comparison(prompt, new.text, texts[new.completion], votes)
+        for judged in _of_attributes(prompt, texts, item_ratings, verdict):
+            yield where, judged
         if item.kind == "single":
             limits = _scale(item, item_ratings)
             scores = [
@@ -107,6 +130,33 @@ def rated_items(path: str, labelers: Collection[str] | None = None) -> Rows:
                 yield where, PassedOver(f"both completions of a rated {item.kind} are the same")
             elif votes:
                 yield where, Comparison(prompt, texts[i], texts[j], votes, len(texts))
+
+
+def _of_attributes(
+    prompt: tuple[Message, ...], texts: Sequence[str], ratings: Sequence[Rating], verdict: Rating | None
+) -> Iterator[Judgement]:
+    """What labelers answered of attributes: on the pair scale a comparison with all votes, on the scale of 1 to 7 a
+    rating of each completion by each labeler. A referee's answer stands in the place of each."""
+    votes: dict[str, list[Vote]] = {}
+    decided = {} if verdict is None else (verdict.answers or {}).get("attributes", {})
+    for rating in ratings:
+        for name, value in (rating.answers or {}).get("attributes", {}).items():
+            ruling = decided.get(name)
+            if not isinstance(value, list):
+                vote = vote_of(value, rating.labeler)
+                if verdict is not None and ruling is not None:
+                    vote = replace(vote_of(ruling, verdict.labeler), overrules=vote)
+                votes.setdefault(name, []).append(vote)
+                continue
+            for place, (text, score) in enumerate(zip(texts, value, strict=True)):
+                given = CompletionRating(prompt, text, float(score), rating.labeler, attribute=name)
+                if verdict is not None and ruling is not None:
+                    ruled = replace(given, rating=float(ruling[place]), labeler=verdict.labeler)
+                    given = replace(ruled, overrules=given)
+                yield given
+    if texts[0] != texts[-1]:
+        for name, cast in votes.items():
+            yield Comparison(prompt, texts[0], texts[1], tuple(cast), attribute=name)
 
 
 def _scale(item: Item, ratings: Sequence[Rating]) -> tuple[float, float]:
@@ -142,11 +192,12 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
         DataError: see `alignment.data.reading.Reading`; there is no rated item, no rating by one of
             `settings.labelers`, or no usable data for the objective or the margin.
     """
-    read: Callable[..., Sequence[Judgement]] = to_judgements
-    find: Callable[[DataPart, DataConfig], RowSource] = open_ratings
-    if labelers := frozenset(resolved(settings.labelers, config)):
-        read, find = partial(judgements_by, labelers), partial(open_ratings, labelers=labelers)
-    train, held_out = train_and_eval(config, read, find)
+    read = reader_of(settings)
+    attributes = read if isinstance(read, AttributeReader) else None
+    find = partial(open_ratings, attributes=attributes)
+    if labelers := frozenset(resolved(settings.labelers, config, read)):
+        read, find = partial(judgements_by, labelers, read=read), partial(find, labelers=labelers)
+    train, held_out = train_and_eval(config, read, find, () if attributes is None else attributes.columns)
     where = config.parts[0].path
     rated = [row for row in train.items if isinstance(row, CompletionRating)]
     if settings.objective == "regression":
@@ -162,6 +213,8 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
             f"{where}: the {len(rated)} training ratings give no pair: no two are of the same prompt and labeler; "
             "rate several completions of each prompt, or set reward.objective=regression"
         )
+    if attributes is not None:
+        _check_attributes(where, attributes, pairs)
     if all(row.target == 0.5 for row in pairs):
         raise DataError(
             f"{where}: each of the {len(pairs)} training pairs is a tie, so there is nothing to learn; rate more pairs"
@@ -172,6 +225,28 @@ def read_judgements(config: DataConfig, settings: RewardSection) -> tuple[Record
             "vote here has one; set reward.margin=0"
         )
     return train, held_out
+
+
+def _check_attributes(where: str, attributes: AttributeReader, pairs: Sequence[Comparison]) -> None:
+    """Refuse an attribute that no training pair decides: its head would stay as it was drawn.
+
+    Raises:
+        DataError: names it, and the attributes that there are.
+    """
+    for name in attributes.names:
+        judged = [pair for pair in pairs if pair.attribute == name]
+        if not judged:
+            others = sorted(other for other in attributes.seen if other != name)
+            near = difflib.get_close_matches(name, others, 1)
+            raise DataError(
+                f"{where}: no training pair judges {name!r} of reward.attributes; the rows judge "
+                f"{', '.join(others) or 'no attribute'}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        if all(pair.target == 0.5 for pair in judged):
+            raise DataError(
+                f"{where}: each of the {len(judged)} training pairs is a tie in {name!r}, so there is nothing to "
+                "learn of it; take it out of reward.attributes, or rate more pairs"
+            )
 
 
 def comparisons(judgements: Sequence[Judgement]) -> list[Comparison]:
@@ -221,15 +296,17 @@ def encode(
     Raises:
         DataError: none of them can be used, and `required` is true; the template cannot render too many of them.
     """
-    builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note)
+    builder = QuestionBuilder(tokenizer, config.max_length, config.too_long, note, settings.heads)
     unrenderable: list[tuple[str, str]] = []
     rated: list[CompletionRating] = []
+    first: dict[str, str] = {}  # the attribute of the first judgement at each place
     for row in judgements:
+        again = bool(row.place) and first.setdefault(row.place, row.attribute) != row.attribute
         try:
             if isinstance(row, Comparison):
-                builder.add(row)
+                builder.add(row, again)
             else:
-                builder.rate(row)
+                builder.rate(row, again)
                 rated.append(row)
         except Unrenderable as error:
             unrenderable.append((row.place, str(error)))
@@ -237,7 +314,7 @@ def encode(
         check_bad(config.parts[0].path, len(judgements) - len(unrenderable), unrenderable, config.max_bad_share)
         builder.left_out["unrenderable"] = len(unrenderable)
     for pair in rated_pairs(rated):
-        builder.add(pair, derived=True)
+        builder.add(pair, again=True)
     questions = builder.questions(lambda row: combine_votes(row, settings.margin, reliability))
     usable = [
         question
@@ -260,6 +337,16 @@ def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
 
     If a labeler (or unnamed people) rated a completion several times, n-th ratings are compared with n-th ratings.
     """
+    attributes = dict.fromkeys(row.attribute for row in ratings)
+    return [
+        pair
+        for attribute in attributes
+        for pair in _rated_pairs([row for row in ratings if row.attribute == attribute], attribute)
+    ]
+
+
+def _rated_pairs(ratings: Sequence[CompletionRating], attribute: str) -> list[Comparison]:
+    """`rated_pairs` of ratings of one attribute."""
     sheets: dict[tuple[Any, ...], dict[str, CompletionRating]] = {}  # (prompt, labeler, n) -> completion -> rating
     for row in ratings:
         key = (*((turn["role"], turn["content"]) for turn in row.prompt),)
@@ -280,7 +367,14 @@ def rated_pairs(ratings: Sequence[CompletionRating]) -> list[Comparison]:
             sizes[key, texts] = max(len(sheet), sizes.get((key, texts), 0))  # one person's ratings form one ranking
             places.setdefault((key, texts), first)
     return [
-        Comparison(places[key, texts].prompt, *texts, tuple(pair_votes), sizes[key, texts], places[key, texts].place)
+        Comparison(
+            places[key, texts].prompt,
+            *texts,
+            tuple(pair_votes),
+            sizes[key, texts],
+            places[key, texts].place,
+            attribute=attribute,
+        )
         for key, pairs in votes.items()
         for texts, pair_votes in pairs.items()
     ]

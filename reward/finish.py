@@ -18,9 +18,18 @@ from alignment.data.records import CHOICES
 from alignment.errors import UserError
 from alignment.models import adapters
 from alignment.models.ensembles import RewardEnsemble, load_reward_model, member_name, write_ensemble
-from alignment.models.scalar import ScalarModel, holds_head, load_scalar_model, shift_scores, write_score_bias
+from alignment.models.scalar import (
+    Bias,
+    ScalarModel,
+    as_bias,
+    biases,
+    holds_head,
+    load_scalar_model,
+    shift_scores,
+    write_score_bias,
+)
 from alignment.models.sources import ModelSource
-from reward.batches import score_questions
+from reward.batches import score_heads, score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import NormalizationSet
 from reward.prepare import PreparedReward, initial_model
@@ -43,15 +52,24 @@ def load(folder: Path) -> ScalarModel:
 
 
 def scores_of(scalar: ScalarModel, questions: Sequence[Question], pad_token_id: int, what: str) -> list[float]:
-    """The scores of all completions, question by question; `what` names the questions for the heartbeat."""
-    rows = score_questions(scalar, questions, pad_token_id, doing=f"scoring {what}")
-    return [score for row in rows for score in row]
+    """The scores of all completions, head by head and question by question; `what` names the questions for the
+    heartbeat."""
+    heads = score_heads(scalar, questions, pad_token_id, doing=f"scoring {what}")
+    return [score for rows in heads for row in rows for score in row]
 
 
-def mean_over(scalar: ScalarModel, normalization: NormalizationSet, pad_token_id: int) -> float:
-    """The mean score over the normalization set, which is scored once."""
-    what = f"the {normalization.over} whose scores are to average 0"
-    return fmean(scores_of(scalar, normalization.questions, pad_token_id, what))
+def mean_over(scalar: ScalarModel, normalization: NormalizationSet, pad_token_id: int) -> Bias:
+    """The mean score of each head over the normalization set, which is scored once."""
+    what = f"scoring the {normalization.over} whose scores are to average 0"
+    heads = score_heads(scalar, normalization.questions, pad_token_id, doing=what)
+    return as_bias([fmean(score for row in rows for score in row) for rows in heads])
+
+
+def less(scores: Sequence[float], shift: Bias) -> list[float]:
+    """Scores, one head's after the other's, less each head's shift."""
+    shifts = biases(shift)
+    size = len(scores) // len(shifts)
+    return [score - shifts[index // size] for index, score in enumerate(scores)]
 
 
 def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: float, what: str) -> None:
@@ -76,7 +94,7 @@ def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: fl
         )
 
 
-def finish(folder: Path, probe: Probe, normalization: NormalizationSet, pad_token_id: int) -> tuple[ScalarModel, float]:
+def finish(folder: Path, probe: Probe, normalization: NormalizationSet, pad_token_id: int) -> tuple[ScalarModel, Bias]:
     """Compare the saved model with the trained one, shift its scores to average 0 over `normalization`, and save it.
 
     Returns:
@@ -94,9 +112,8 @@ def finish(folder: Path, probe: Probe, normalization: NormalizationSet, pad_toke
     scalar.model.save_pretrained(folder)
     del scalar  # a large model must not be in memory twice
     shifted = load(folder)
-    expected = [score - shift for score in scores]
     check_gate(
-        expected,
+        less(scores, shift),
         scores_of(shifted, probe.questions, pad_token_id, "the probe"),
         EXACT,
         "what was saved with its score offset",
@@ -145,7 +162,7 @@ class Finished:
 
     folder: Path
     model: ScalarModel | RewardEnsemble
-    shifts: list[float]
+    shifts: Sequence[Bias]
     """The shift of each member's scores."""
     seed: int
     adapted: bool
@@ -154,7 +171,8 @@ class Finished:
 
     @property
     def shift(self) -> float:
-        return fmean(self.shifts)
+        """The shift of the scores; of several heads its mean."""
+        return fmean(each for shift in self.shifts for each in biases(shift))
 
     def member_scores(self, questions: Sequence[Question]) -> list[list[list[float]]]:
         """Each member's scores of the completions of each question; empty for a single model."""
@@ -163,11 +181,11 @@ class Finished:
         members = (self.model.member(index) for index in range(self.model.size))
         return [score_questions(member, questions, self.pad_token_id, doing=HELD_OUT) for member in members]
 
-    def score(self, questions: Sequence[Question]) -> list[list[float]]:
-        """The scores of the completions of each question; an ensemble gives the mean."""
+    def score(self, questions: Sequence[Question]) -> list[list[list[float]]]:
+        """Each head's scores of the completions of each question; an ensemble gives the mean."""
         if isinstance(self.model, ScalarModel):
-            return score_questions(self.model, questions, self.pad_token_id, doing=HELD_OUT)
-        return averaged(self.member_scores(questions))
+            return score_heads(self.model, questions, self.pad_token_id, doing=HELD_OUT)
+        return [averaged(self.member_scores(questions))]
 
 
 def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
@@ -213,7 +231,7 @@ def _finish_adapters(
     config: RewardStageConfig,
     prepared: PreparedReward,
     trained: Sequence[Trained],
-) -> tuple[ScalarModel | RewardEnsemble, list[float]]:
+) -> tuple[ScalarModel | RewardEnsemble, list[Bias]]:
     """Apply `finish` to one or several adapters on one base; the score offsets are saved beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
     source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)
@@ -222,14 +240,17 @@ def _finish_adapters(
     for member_folder in folders:
         adapters.name_base(member_folder, prepared.start.source.label)
 
-    def load_with(biases: Sequence[float]) -> ScalarModel | RewardEnsemble:
-        if size > 1:
-            write_ensemble(folder, biases, size)
-        else:
-            write_score_bias(folder, biases[0])
-        return load_reward_model(source, options).to("cuda" if torch.cuda.is_available() else "cpu")
+    heads = config.reward.score_names
 
-    saved, scores_by_member, shifts = load_with([0.0] * size), [], []
+    def load_with(offsets: Sequence[Bias]) -> ScalarModel | RewardEnsemble:
+        if size > 1:
+            write_ensemble(folder, [float(offset) for offset in offsets if not isinstance(offset, list)], size)
+        else:
+            write_score_bias(folder, offsets[0], heads)
+        return load_reward_model(source, options, several_heads=True).to("cuda" if torch.cuda.is_available() else "cpu")
+
+    shifts: list[Bias] = []
+    saved, scores_by_member = load_with([[0.0] * len(heads) if heads else 0.0] * size), []
     for index, member in enumerate(trained):
         scalar, what = _member(saved, index)
         scores_by_member.append(scores_of(scalar, member.probe.questions, pad, "the probe"))
@@ -239,9 +260,8 @@ def _finish_adapters(
     shifted = load_with(shifts)
     for index, (member, scores, shift) in enumerate(zip(trained, scores_by_member, shifts, strict=True)):
         scalar, what = _member(shifted, index)
-        expected = [score - shift for score in scores]
         check_gate(
-            expected,
+            less(scores, shift),
             scores_of(scalar, member.probe.questions, pad, "the probe"),
             EXACT,
             f"{what} with its score offset",
@@ -275,12 +295,12 @@ def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> Non
     merged.save_pretrained(folder)
 
 
-def write_eval_pairs(run_dir: Path, questions: Sequence[Question], scores: Sequence[Sequence[float]]) -> None:
+def write_eval_pairs(run_dir: Path, questions: Sequence[Question], heads: Sequence[Sequence[Sequence[float]]]) -> None:
     """Write `RUN/eval_pairs.jsonl`: each held-out comparison with its votes and scores."""
     with (run_dir / "eval_pairs.jsonl").open("w", encoding="utf-8") as file:
-        for question, row in zip(questions, scores, strict=True):
+        for place, question in enumerate(questions):
             for pair in question.pairs:
-                comparison = pair.comparison
+                comparison, row = pair.comparison, heads[pair.head][place]
                 record = {
                     "prompt": list(comparison.prompt),
                     "first": comparison.first,
@@ -288,5 +308,5 @@ def write_eval_pairs(run_dir: Path, questions: Sequence[Question], scores: Seque
                     "votes": {choice: comparison.count(choice) for choice in CHOICES},
                     "first_score": row[pair.first],
                     "second_score": row[pair.second],
-                }
+                } | ({"attribute": comparison.attribute} if comparison.attribute else {})
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignment.config.sections import DataConfig, DataPart, Format
+from alignment.data.attributes import AttributeReader
 from alignment.data.importers import PassedOver
 from alignment.data.parsing import to_judgements
 from alignment.data.records import Comparison, CompletionRating
@@ -14,22 +15,32 @@ from alignment.data.row_files import BadRow, DataError
 from alignment.data.sources import open_source
 from alignment.ratings import RatingsStore, is_ratings_file
 from alignment.ratings.preferred import nothing_rated
+from reward.config import RewardSection
 
+Read = Callable[..., Sequence[Comparison | CompletionRating]]
 MOST_SHOWN = 20
 """Maximum number of names in an error."""
 
 
-def resolved(labelers: Sequence[str], config: DataConfig) -> tuple[str, ...]:
+def reader_of(settings: RewardSection) -> Read:
+    """Gives the judgements of a row: of `reward.attributes`, or of the answers as a whole."""
+    return AttributeReader(settings.attributes) if settings.attributes else to_judgements
+
+
+def resolved(labelers: Sequence[str], config: DataConfig, read: Read = to_judgements) -> tuple[str, ...]:
     """Resolve labelers to the names in votes: a hash for a ratings file, the name for other files.
 
     A hash is kept, so the function is idempotent.
+
+    Args:
+        read: gives the judgements of a row (`reader_of`).
 
     Raises:
         DataError: a labeler has no rating, or a source has no rating by any of them.
     """
     if not labelers:
         return ()
-    sources = {part.path: known_labelers(part, config) for part in (*config.parts, config.eval_part) if part}
+    sources = {part.path: known_labelers(part, config, read) for part in (*config.parts, config.eval_part) if part}
     everybody = {name for known in sources.values() for name in known.values()}
     ids_used: dict[str, None] = {}
     for labeler in labelers:
@@ -49,8 +60,11 @@ def resolved(labelers: Sequence[str], config: DataConfig) -> tuple[str, ...]:
     return tuple(ids_used)
 
 
-def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
+def known_labelers(part: DataPart, config: DataConfig, read: Read = to_judgements) -> dict[str, str]:
     """The labelers of a source: the labeler in votes -> the name.
+
+    Args:
+        read: gives the judgements of a row.
 
     Raises:
         DataError: a ratings file has no ratings.
@@ -65,7 +79,7 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
     for _, row in open_source(part, config).rows:
         if isinstance(row, Mapping):
             try:
-                judged = to_judgements(row, part.format or "auto")
+                judged = read(row, part.format or "auto")
             except (BadRow, PassedOver):  # the pass that reads the training data counts them
                 continue
             names_seen |= {name for judgement in judged for name in _names(judgement) if name is not None}
@@ -73,15 +87,21 @@ def known_labelers(part: DataPart, config: DataConfig) -> dict[str, str]:
 
 
 def judgements_by(
-    labelers: Collection[str], row: Mapping[str, Any], format: Format = "auto"
+    labelers: Collection[str],
+    row: Mapping[str, Any],
+    format: Format = "auto",
+    read: Read = to_judgements,
 ) -> list[Comparison | CompletionRating]:
     """The judgements by these labelers in a row of a file.
+
+    Args:
+        read: gives the judgements of a row by anybody.
 
     Raises:
         PassedOver: there are none.
     """
     kept: list[Comparison | CompletionRating] = []
-    for judgement in to_judgements(row, format):
+    for judgement in read(row, format):
         if isinstance(judgement, CompletionRating):
             kept += [judgement] if judgement.labeler in labelers else []
         elif votes := tuple(vote for vote in judgement.votes if vote.labeler in labelers):

@@ -19,7 +19,7 @@ from alignment.config.sections import ADAPTERS, SCRATCH
 from alignment.data.check import DataReport, Inspector
 from alignment.data.reading import Records
 from alignment.distributed import processes
-from alignment.errors import ConfigError
+from alignment.errors import ConfigError, ModelError
 from alignment.models import methods
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.lengths import check_length
@@ -112,9 +112,16 @@ def make_arguments(config: RewardStageConfig, no_eval: bool) -> RewardConfig:
 
 def initial_model(config: RewardStageConfig, prepared: PreparedReward) -> PreTrainedModel:
     """The initial model's body with a new head; deterministic, because an adapter is merged onto it later."""
-    model = load_scalar_model(prepared.start.source, config.model, prepared.seed).model
-    fit_embeddings(model, prepared.start.tokenizer)
-    return model
+    source, heads = prepared.start.source, config.reward.score_names
+    scalar = load_scalar_model(source, config.model, prepared.seed, heads=heads)
+    if scalar.heads != heads:
+        raise ModelError(
+            f"{source.label}: a reward model of {', '.join(scalar.heads)}, which cannot go on as one of "
+            f"{', '.join(heads) or 'one score'}; set reward.attributes=[{', '.join(scalar.heads)}], or start from the "
+            "policy"
+        )
+    fit_embeddings(scalar.model, prepared.start.tokenizer)
+    return scalar.model
 
 
 def _encode(
@@ -147,6 +154,11 @@ def _check(config: RewardStageConfig) -> None:
         raise ConfigError(
             "model.merge=original makes another model of an adapter on quantized weights, whose scores were never "
             "checked; take it out"
+        )
+    if config.reward.score_names and EnsembleArguments.of(config.training).members > 1:
+        raise ConfigError(
+            "training.members: an ensemble has one score for each member; train the members of each attribute by "
+            "itself, or take training.members out"
         )
     if config.training.get("label_smoothing_factor"):
         raise ConfigError("training.label_smoothing_factor is for labels of classes; set reward.label_smoothing")

@@ -38,6 +38,8 @@ class JudgedPair:
     """Required lead of the score of `first`; negative if `second` is preferred."""
     comparison: Comparison
     """The votes behind it."""
+    head: int = 0
+    """Which of the model's scores it is on."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class QuestionBuilder:
     Args:
         note: called for each comparison or rated answer with all tokens of its longer side and the trimmed ones (None
             if it is left out as too long).
+        heads: the attribute of each head.
     """
 
     def __init__(
@@ -129,8 +132,10 @@ class QuestionBuilder:
         max_length: int,
         too_long: TooLong = "trim_prompt",
         note: Note = lambda record, encoded, fitted: None,
+        heads: Sequence[str] = ("",),
     ) -> None:
         self._tokenizer, self._max_length, self._too_long, self._note = tokenizer, max_length, too_long, note
+        self._heads = list(heads)
         self._groups: dict[tuple[int, ...], _Group] = {}
         self._by_prompt: dict[str, _Group] = {}
         self._encoded: dict[tuple[int, str], Encoded] = {}
@@ -138,34 +143,38 @@ class QuestionBuilder:
         """`too_long`: a completion alone exceeds `max_length`. `identical`: both sides have the same tokens, so the
         loss would always be ln 2. `prompts_cut`: questions that lost the oldest part of the prompt."""
 
-    def add(self, comparison: Comparison, derived: bool = False) -> None:
-        """Add a comparison. One that is `derived` from two ratings is not counted or noted again."""
+    def add(self, comparison: Comparison, again: bool = False) -> None:
+        """Add a comparison. Answers that came before, as ratings or with another attribute, are not noted `again`."""
         group = self._group(comparison.prompt)
         sides = [self._encode(group, comparison.prompt, text) for text in (comparison.first, comparison.second)]
         fits = [self._fit(group, side) for side in sides]
-        if not derived:
+        if not again:
             longer = max(zip(sides, fits, strict=True), key=lambda side: len(side[0].input_ids))
             self._note(comparison, longer[0], longer[1] if all(fits) else None)
         first, second = (tuple(side.input_ids) for side in sides)
         if not all(fits):
-            self.left_out["too_long"] += not derived
+            self.left_out["too_long"] += not again
         elif first == second:
             self.left_out["identical"] += 1
         else:
             group.completions |= dict.fromkeys((first, second))
             group.pairs.append((first, second, comparison))
 
-    def rate(self, rating: CompletionRating) -> None:
-        """Add a rating as a number."""
+    def rate(self, rating: CompletionRating, again: bool = False) -> None:
+        """Add a rating as a number; one of an attribute counts in pairs alone. An answer that came before with another
+        attribute is not noted `again`."""
         group = self._group(rating.prompt)
         encoding = self._encode(group, rating.prompt, rating.completion)
         fits = self._fit(group, encoding)
-        if tuple(encoding.input_ids) not in group.ratings:  # an answer with several ratings is not a duplicate
+        known = group.completions if rating.attribute else group.ratings
+        if not again and tuple(encoding.input_ids) not in known:  # an answer with several ratings is not a duplicate
             self._note(rating, encoding, fits)
         if fits is None:
-            self.left_out["too_long"] += 1
+            self.left_out["too_long"] += not again
             return
         group.completions[tuple(encoding.input_ids)] = None
+        if rating.attribute:
+            return
         group.ratings.setdefault(tuple(encoding.input_ids), []).append(rating.rating)
 
     def questions(self, combine: Callable[[Comparison], Weighed]) -> list[Question]:
@@ -218,7 +227,7 @@ class QuestionBuilder:
         self.left_out["prompts_cut"] += len(prompt) < border
         indices = {ids: index for index, ids in enumerate(sequences)}
         pairs = [
-            JudgedPair(indices[first], indices[second], *combined, comparison)
+            JudgedPair(indices[first], indices[second], *combined, comparison, self._heads.index(comparison.attribute))
             for first, second, comparison in group.pairs
             if (combined := combine(comparison)).weight > 0
         ]

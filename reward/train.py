@@ -20,6 +20,7 @@ from alignment.data.records import CHOICES, Comparison
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
 from alignment.models.ensembles import member_name
+from alignment.models.scalar import biases
 from alignment.ratings.quality import label_events, label_metrics
 from alignment.reports.verdicts import ENDED, Verdict, verdicts
 from alignment.runs import resume
@@ -32,12 +33,14 @@ from alignment.training.data_check import DATA_WATCHED, note_findings, write_rep
 from alignment.training.stage import write_bad_rows
 from reward.config import EnsembleArguments, RewardStageConfig
 from reward.evaluation import compact, evaluate, save_report
-from reward.evaluation.findings import WATCHED, findings, unmeasured
+from reward.evaluation.findings import WATCHED
+from reward.evaluation.heads import Scores, all_findings, all_unmeasured, evaluate_heads, of_head
 from reward.evaluation.judged import ScoredPair, scored_pairs, sides
 from reward.finish import Finished, Trained, averaged, finish_all, mean_metrics, write_eval_pairs
-from reward.labelers import resolved
+from reward.labelers import reader_of, resolved
 from reward.members import Members, split_held_out
 from reward.prepare import PreparedReward, prepare
+from reward.questions import Question
 
 LABELS = "labels"
 
@@ -93,29 +96,58 @@ def _evaluate(
         evaluations: number of evaluations from which the model was chosen; 1: held-out data had no influence on it.
     """
     held_out = split_held_out(config, prepared.held_out)[1] if evaluations > 1 else prepared.held_out
-    metrics: dict[str, Any] = {"score_bias": finished.shift, **prepared.normalization.summary()}
+    names = config.reward.score_names
+    shifts = biases(finished.shifts[0]) if names else [finished.shift]
+    metrics: dict[str, Any] = {
+        f"score_bias/{name}" if name else "score_bias": shift
+        for name, shift in zip(names or ("",), shifts, strict=True)
+    } | prepared.normalization.summary()
     if prepared.scale is not None:
         metrics |= {"rating_mean": prepared.scale.mean, "rating_std": prepared.scale.std}
     members = finished.member_scores(held_out)
-    scores = averaged(members) if members else finished.score(held_out)
-    report = evaluate(held_out, scores, finished.score, members=members, rating_offset=finished.shift)
+    scores = [averaged(members)] if members else finished.score(held_out)
+    reports = (
+        evaluate_heads(names, held_out, scores, finished.score)
+        if names
+        else {"": _whole_report(finished, held_out, scores, members)}
+    )
     if evaluations > 1:
         prompts = len({tuple(question.prompt_ids) for question in prepared.held_out})
         choosing = prompts - len({tuple(question.prompt_ids) for question in held_out})
-        report["chosen"] = {"evaluations": evaluations, "prompts": choosing}
+        for report in reports.values():
+            report["chosen"] = {"evaluations": evaluations, "prompts": choosing}
         metrics["choosing_prompts"] = choosing
     if held_out:
         write_eval_pairs(config.run_dir, held_out, scores)
-        metrics |= compact(report)
+        for name, report in reports.items():
+            metrics |= {f"{metric}/{name}" if name else metric: value for metric, value in compact(report).items()}
         flat = {f"eval/{name}": figure["value"] for name, figure in metrics.items() if isinstance(figure, dict)}
         journal.log(step, flat)
-        _log_samples(journal, step, scored_pairs(held_out, scores))
-    for finding in findings(report):
+        for head, name in enumerate(reports):
+            judged, places = of_head(held_out, head)
+            pairs = scored_pairs(judged, [scores[head][place] for place in places])
+            _log_samples(journal, step, pairs, NUM_SAMPLES // len(reports), f"/{name}" if name else "")
+    for finding in all_findings(reports):
         journal.finding(step, finding.kind.replace("_", " "), finding.level, _finding_text(finding))
-    for kind, why in unmeasured(report).items():
+    for kind, why in all_unmeasured(reports).items():
         journal.not_measured(step, kind.replace("_", " "), why)
-    save_report(config.run_dir, config.name, report, _checks(config.run_dir))
+    save_report(config.run_dir, config.name, reports, _checks(config.run_dir))
     return metrics
+
+
+def _whole_report(
+    finished: Finished,
+    held_out: Sequence[Question],
+    scores: Scores,
+    members: Sequence[Sequence[Sequence[float]]],
+) -> dict[str, Any]:
+    """The report of a model with one head."""
+
+    def score(questions: Sequence[Question]) -> Sequence[Sequence[float]]:
+        return finished.score(questions)[0] if questions else []
+
+    of_completions = scores[0] if held_out else []
+    return evaluate(held_out, of_completions, score, members=members, rating_offset=finished.shift)
 
 
 def _checks(run_dir: Path) -> list[Verdict] | None:
@@ -127,7 +159,7 @@ def _checks(run_dir: Path) -> list[Verdict] | None:
     return [check for check in verdicts(record) if check.name != ENDED]
 
 
-def _log_samples(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> None:
+def _log_samples(journal: Journal, step: int, pairs: Sequence[ScoredPair], count: int, suffix: str) -> None:
     """Journal the first held-out pairs with votes and scores, and histograms of the scores of both sides."""
     rows = [
         {
@@ -139,12 +171,13 @@ def _log_samples(journal: Journal, step: int, pairs: Sequence[ScoredPair]) -> No
             "second_score": pair.scores[1],
             "votes": {choice: pair.comparison.count(choice) for choice in CHOICES},
         }
-        for index, pair in enumerate(pairs[:NUM_SAMPLES])
+        | ({"attribute": pair.comparison.attribute} if pair.comparison.attribute else {})
+        for index, pair in enumerate(pairs[:count])
     ]
     journal.samples(step, rows)
     chosen, rejected = sides(pairs)
-    journal.histogram(step, "eval/chosen_score", chosen)
-    journal.histogram(step, "eval/rejected_score", rejected)
+    journal.histogram(step, f"eval/chosen_score{suffix}", chosen)
+    journal.histogram(step, f"eval/rejected_score{suffix}", rejected)
 
 
 def _finding_text(finding: Finding) -> str:
@@ -208,7 +241,8 @@ def _note_data(journal: Journal, config: RewardStageConfig, prepared: PreparedRe
     note_findings(journal, prepared.report)
     if processes.is_main_process():
         rows = [row for row in train_set.items if isinstance(row, Comparison)]
-        label_reports = list(label_events(config.data, rows, resolved(config.reward.labelers, config.data)))
+        labelers = resolved(config.reward.labelers, config.data, reader_of(config.reward))
+        label_reports = list(label_events(config.data, rows, labelers))
         for event in label_reports:
             journal.event(LABELS, **event)
         if not label_reports:

@@ -7,7 +7,8 @@ whole optimizer batch on all ranks, and the scores of a probe with each saved mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedConfig
 from transformers.trainer_utils import EvalLoopOutput
 from trl import RewardTrainer
 
@@ -34,8 +36,8 @@ from reward.loss import pair_loss, regression_loss, smoothed
 from reward.questions import Question
 
 SUMS = ("loss", "weight", "right", "decided", "score", "judged")
-"""Running sums over batches: loss times weight; weight; decided pairs in the right order; pairs that are no ties; the
-scores of judged completions; and their number."""
+"""Running sums over batches, for each head: loss times weight; weight; decided pairs in the right order; pairs that are
+no ties; the scores of judged completions; and their number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Probe:
 
     questions: list[Question]
     scores: list[float]
-    """One score per completion, in order."""
+    """One score per completion, in order; those of one head after those of the other."""
     rounded: bool
     """Whether the scores were computed in half precision, so that a float32 model agrees only roughly."""
 
@@ -77,16 +79,17 @@ class QuestionTrainer(Resumable, RewardTrainer):
             # A question without pairs, which fills up the ranks' last batches in evaluation.
             shortest = min(held_out, key=lambda question: max(question.lengths))
             questions.append(Question(shortest.prompt_ids, shortest.completion_ids[:1], ()))
-        super().__init__(
-            data_collator=Batches(questions, collate),
-            train_dataset=as_dataset(train),
-            eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
-            **options,
-        )
+        with _as_one_label(options["model"].config):
+            super().__init__(
+                data_collator=Batches(questions, collate),
+                train_dataset=as_dataset(train),
+                eval_dataset=as_dataset(held_out, len(train)) if held_out else None,
+                **options,
+            )
         if self.args.disable_dropout:
             switch_off_dropout(self.model)
         self._settings, self._collate, self._probe_questions = settings, collate, list(probe)
-        empty = torch.zeros(len(SUMS), dtype=torch.float64, device=self.args.device)
+        empty = torch.zeros(len(settings.heads), len(SUMS), dtype=torch.float64, device=self.args.device)
         self._sums = {"train": empty.clone(), "eval": empty.clone()}
         """The running sums named in `SUMS`."""
         self._tokens = TokenCount()
@@ -124,8 +127,7 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self._accumulate("train", scores.detach(), inputs)
         if self._settings.objective == "pairs":
             loss = pair_loss(
-                scores[inputs["first"]],
-                scores[inputs["second"]],
+                *_sides(scores, inputs),
                 smoothed(inputs["target"], self._settings.label_smoothing),
                 inputs["weight"],
                 num_items_in_batch,
@@ -174,12 +176,28 @@ class QuestionTrainer(Resumable, RewardTrainer):
     @torch.no_grad()
     def _accumulate(self, mode: str, scores: Tensor, inputs: dict[str, Any]) -> None:
         """Add a batch to the running sums without a device synchronization."""
+        if len(self._sums[mode]) == 1:
+            self._sums[mode][0] += self._batch_sums(scores, inputs)
+            return
+        for head, sums in enumerate(self._sums[mode]):
+            # Masked, not selected: a selection would wait for the device.
+            of_head = (inputs["head"] == head).float()
+            sums += self._batch_sums(scores[:, head], {**inputs, "weight": inputs["weight"] * of_head}, of_head)
+
+    def _batch_sums(self, scores: Tensor, inputs: dict[str, Any], counts: Tensor | None = None) -> Tensor:
+        """The sums named in `SUMS` of one head's scores, (C,).
+
+        Args:
+            counts: (P,), 1 for the head's pairs and 0 for others; None: all are.
+        """
         first, second, target = inputs["first"], inputs["second"], inputs["target"]
         ahead, weight = scores[first] - scores[second], self._weights(inputs)
-        decided = target != 0.5
+        decided = (target != 0.5) if counts is None else (target != 0.5) & (counts > 0)
         right = (torch.sign(ahead) == torch.sign(target - 0.5)) & decided
         if self._settings.objective == "pairs":
-            judged_mask = torch.zeros_like(scores).index_fill(0, torch.cat([first, second]), 1.0)
+            sides = torch.cat([first, second])
+            each = torch.ones_like(sides, dtype=scores.dtype) if counts is None else counts.repeat(2)
+            judged_mask = torch.zeros_like(scores).index_add(0, sides, each).clamp(max=1.0)
             loss = pair_loss(scores[first], scores[second], target, weight, 1.0)
         elif "ratings" in inputs:
             judged_mask = (weight > 0).float()
@@ -187,17 +205,18 @@ class QuestionTrainer(Resumable, RewardTrainer):
         else:
             judged_mask, loss = torch.zeros_like(scores), torch.zeros_like(weight.sum())
         parts = (loss, weight.sum(), right.sum(), decided.sum(), (scores * judged_mask).sum(), judged_mask.sum())
-        self._sums[mode] += torch.stack([part.double() for part in parts])
+        return torch.stack([part.double() for part in parts])
 
     def _reduce_metrics(self, mode: str) -> dict[str, float]:
         """Metrics over all ranks: `loss` per weight, without margins, smoothing and centering; `accuracy` over pairs
-        that are not ties; `mean_reward` over judged completions."""
-        loss, weight, right, decided, score, judged = all_reduce_sum(self._sums[mode]).tolist()
+        that are not ties; `mean_reward` over judged completions. With several heads over all, and of each
+        (`accuracy/helpful`)."""
+        sums = all_reduce_sum(self._sums[mode])
         self._sums[mode] = torch.zeros_like(self._sums[mode])
-        metrics = {"loss": loss / max(weight, 1e-12)}
-        if decided:  # a batch of ties has no accuracy
-            metrics["accuracy"] = right / decided
-        return metrics | ({"mean_reward": score / judged} if judged else {})
+        metrics = _means(sums.sum(0))
+        for name, row in zip(self._settings.score_names, sums, strict=False):
+            metrics |= {f"{metric}/{name}": value for metric, value in _means(row).items()}
+        return metrics
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -239,8 +258,10 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self._tokens.pause(logs.get("eval_runtime", 0.0))
         if self.model.training:
             metrics = self._reduce_metrics("train") | self._tokens.metrics(self.args.device)
-            metrics.pop("loss")  # the Trainer logs the minimized loss
-            self._metrics["train"] |= {name: [value] for name, value in metrics.items()}
+            # The Trainer logs the minimized loss.
+            self._metrics["train"] |= {
+                name: [value] for name, value in metrics.items() if name.partition("/")[0] != "loss"
+            }
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -252,11 +273,12 @@ class QuestionTrainer(Resumable, RewardTrainer):
         self.model.eval()
         with torch.no_grad():
             batch = self._prepare_inputs(self._collate(self._probe_questions))
-            scores = self._score(self.model_wrapped, batch).tolist()
+            scores = self._score(self.model_wrapped, batch)
+        by_head = scores.reshape(len(scores), -1).T.flatten().tolist()
         self.model.train(was_training)
         weight_dtype = next(self.model.parameters()).dtype
         rounded = self.accelerator.mixed_precision != "no" or weight_dtype != torch.float32 or bool(self.args.tf32)
-        self.probe = Probe(self._probe_questions, scores, rounded)
+        self.probe = Probe(self._probe_questions, by_head, rounded)
 
     def running_state(self) -> dict[str, Any]:
         probe = None if self.probe is None else {"scores": self.probe.scores, "rounded": self.probe.rounded}
@@ -266,6 +288,33 @@ class QuestionTrainer(Resumable, RewardTrainer):
 
     def load_running_state(self, state: dict[str, Any]) -> None:
         super().load_running_state(state)
-        self._sums["train"] = state["sums"].to(self.args.device)
+        self._sums["train"] = state["sums"].to(self.args.device).view_as(self._sums["train"])
         self._tokens.total = state["tokens_seen"]
         self.probe = None if state["probe"] is None else Probe(self._probe_questions, **state["probe"])
+
+
+@contextmanager
+def _as_one_label(config: PreTrainedConfig) -> Iterator[None]:
+    """Let TRL take a model with several heads, which it refuses; it reads the labels nowhere else."""
+    labels = config.id2label, config.label2id
+    if len(labels[0]) > 1:
+        config.num_labels = 1
+    yield
+    config.id2label, config.label2id = labels
+
+
+def _sides(scores: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The scores of both completions of each pair, by the pair's head: (C,) or (C, H) -> (P,) each."""
+    first, second = inputs["first"], inputs["second"]
+    if scores.dim() == 1:
+        return scores[first], scores[second]
+    return scores[first, inputs["head"]], scores[second, inputs["head"]]
+
+
+def _means(sums: Tensor) -> dict[str, float]:
+    """Metrics of the sums named in `SUMS`."""
+    loss, weight, right, decided, score, judged = sums.tolist()
+    metrics = {"loss": loss / max(weight, 1e-12)}
+    if decided:  # a batch of ties has no accuracy
+        metrics["accuracy"] = right / decided
+    return metrics | ({"mean_reward": score / judged} if judged else {})

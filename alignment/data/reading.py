@@ -46,15 +46,20 @@ class Reading(Generic[R]):
     Args:
         convert: one of to_examples, to_demonstrations, to_comparisons, to_judgements, to_prompts.
         open: returns the rows of a part.
+        also_read: keys that `convert` reads beside those of the row's shape.
 
     Raises:
         DataError: raised while iterating, for an empty source, too many bad rows, or no rows left to train on.
     """
 
     def __init__(
-        self, config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], RowSource] = open_source
+        self,
+        config: DataConfig,
+        convert: Convert[R],
+        open: Callable[[DataPart, DataConfig], RowSource] = open_source,
+        also_read: Collection[str] = (),
     ) -> None:
-        self.config, self._convert, self._open = config, convert, open
+        self.config, self._convert, self._open, self._also_read = config, convert, open, frozenset(also_read)
         self.bad: list[tuple[str, str]] = []
         self.passed_over: Counter[str] = Counter()
         self.remarks: Counter[str] = Counter()
@@ -144,7 +149,7 @@ class Reading(Generic[R]):
                 if not isinstance(row, Mapping):
                     yield replace(row, place=where)
                     continue
-                unused.update(dict.fromkeys(unused_keys(row, format)))
+                unused.update(dict.fromkeys(key for key in unused_keys(row, format) if key not in self._also_read))
                 of_turns |= unused_of_turns(row)
                 for record in self._convert(row, format):
                     if isinstance(record, Demonstration):
@@ -228,14 +233,20 @@ def read_records(path: str | Path, convert: Convert[R], config: DataConfig) -> R
 
 
 def train_and_eval(
-    config: DataConfig, convert: Convert[R], open: Callable[[DataPart, DataConfig], RowSource] = open_source
+    config: DataConfig,
+    convert: Convert[R],
+    open: Callable[[DataPart, DataConfig], RowSource] = open_source,
+    also_read: Collection[str] = (),
 ) -> tuple[Records[R], Records[R]]:
     """The training and held-out records that a `data` section names.
+
+    Args:
+        convert, open, also_read: see `Reading`.
 
     Raises:
         DataError: see `Reading`.
     """
-    reading = Reading(config, convert, open)
+    reading = Reading(config, convert, open, also_read)
     items: dict[Use, list[R]] = {"train": [], "eval": []}
     for use, record in reading:
         items[use].append(record)

@@ -75,7 +75,7 @@ class Comparison:
 
     A completion of several turns, or with tool calls, is a `LongAnswer` (`alignment.data.messages`). `margin` is the
     lead in score that the preferred one must have, if the row says it; `scores` are what somebody gave the two, first
-    and second, and are not learned.
+    and second, and are not learned. `attribute` is what the votes are on (`helpful`); empty: the answers as a whole.
     """
 
     prompt: tuple[Message, ...]
@@ -86,6 +86,7 @@ class Comparison:
     place: str = field(default="", compare=False)
     margin: float | None = None
     scores: tuple[float, float] | None = field(default=None, compare=False)
+    attribute: str = ""
 
     @property
     def group(self) -> str:
@@ -113,7 +114,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CompletionRating:
-    """One person's score of one completion; higher is better. `labeler` is None if unknown.
+    """One person's score of one completion; higher is better. `labeler` is None if unknown. `attribute` is what the
+    score is of; empty: the answer as a whole.
 
     A referee's score stands once in the place of each labeler's that it `overrules`.
     """
@@ -123,6 +125,7 @@ class CompletionRating:
     rating: float
     labeler: str | None = None
     place: str = field(default="", compare=False)
+    attribute: str = ""
     overrules: CompletionRating | None = field(default=None, compare=False)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -145,8 +146,8 @@ def zip_members(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[DataFi
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: cannot be read as a zip archive: {error}") from None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise DataError(f"{path}: cannot be read as a zip archive: {error}; copy or compress it again") from None
     members = [name for name in names if suffix_of(name) in suffixes and not is_macos_copy(name)]
     if suffixes == SUFFIXES:
         members = [name for name in members if PurePosixPath(name).name.lower() not in METADATA]

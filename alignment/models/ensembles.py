@@ -20,7 +20,15 @@ from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.scalar import ScalarModel, in_dtype, load_body, load_merged, load_scalar_model, read_score_bias
+from alignment.models.scalar import (
+    Bias,
+    ScalarModel,
+    in_dtype,
+    load_body,
+    load_merged,
+    load_scalar_model,
+    read_score_bias,
+)
 from alignment.models.sources import ENSEMBLE, ModelSource
 
 Combine = Literal["mean", "min", "mean_minus_std"]
@@ -114,14 +122,25 @@ def load_reward_model(
     *,
     combine: Combine = "mean",
     std_coefficient: float = 1.0,
+    several_heads: bool = False,
 ) -> ScalarModel | RewardEnsemble:
     """A trained reward model, or all members of an ensemble.
 
+    Args:
+        several_heads: the caller knows what to do with several scores of an answer.
+
     Raises:
-        ModelError, AdapterError: see `load_scalar_model`; a member that is missing or does not fit.
+        ModelError, AdapterError: see `load_scalar_model`; a member that is missing or does not fit; a model has
+            several scores where one is needed.
     """
     if not is_ensemble(source):
-        return load_scalar_model(source, config, trained=True)
+        scalar = load_scalar_model(source, config, trained=True)
+        if scalar.heads and not several_heads:
+            raise ModelError(
+                f"{source.label}: a reward model with a score for each of {', '.join(scalar.heads)}, where one score "
+                "is needed; name one that was trained without reward.attributes, or with one name in it"
+            )
+        return scalar
     record = _record(source)
     size = record["members"]
     if source.base is None:
@@ -140,7 +159,7 @@ def load_reward_model(
     return RewardEnsemble([body], size, adapted, combine, std_coefficient)
 
 
-def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, float]:
+def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, Bias]:
     """The folder and the score bias of a reward adapter, or of one member of an ensemble.
 
     Raises:

@@ -20,7 +20,16 @@ from alignment.models import adapters
 from alignment.models.classifiers import LOADING, AnyClassifier, needs_own
 from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
 from alignment.models.policies import load_base, load_base_as_trained, load_policy
-from alignment.models.scalar import SCORE, load_body, load_plain_classifier, load_scalar_model
+from alignment.models.scalar import (
+    SCORE,
+    Bias,
+    adapter_heads,
+    biases,
+    head_names,
+    load_body,
+    load_plain_classifier,
+    load_scalar_model,
+)
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
@@ -88,23 +97,39 @@ def _write_readme(
     if is_reward and needs_own(AutoConfig.from_pretrained(source.config_path)):
         lines += [LOADING]
     if is_reward:
-        biases = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
-        for folder, bias in ((folder, bias) for folder, bias in biases if bias is not None):
+        offsets = [(folder, _score_bias(folder)) for folder in (staging, *sorted(staging.glob("member-*")))]
+        for folder, bias in ((folder, bias) for folder, bias in offsets if bias is not None):
             which = "Its scores" if folder == staging else f"The scores of {folder.name}"
+            constants = "this constant" if len(biases(bias)) == 1 else "these constants"
             lines += [
-                f"{which} in plain transformers are higher by {bias!r} than in the suite, which takes this constant "
-                "off so that they average 0 over demonstrations. Differences of scores are the same.",
+                f"{which} in plain transformers are higher by {', '.join(map(repr, biases(bias)))} than in the suite, "
+                f"which takes {constants} off so that they average 0 over demonstrations. Differences of scores are "
+                "the same.",
+                "",
+            ]
+        if heads := _heads(staging):
+            lines += [
+                f"Each answer has {len(heads)} scores, of {', '.join(heads)}: `num_labels={len(heads)}` in plain "
+                "transformers, in this order.",
                 "",
             ]
     (staging / README).write_text("\n".join(lines), encoding="utf-8")
 
 
-def _score_bias(folder: Path) -> float | None:
+def _score_bias(folder: Path) -> Bias | None:
     """The constant that the suite subtracts from the scores of a folder's model; None if it holds no model."""
     for name in (SCORE, "config.json"):
         if (folder / name).is_file():
-            return float(json.loads((folder / name).read_bytes()).get("score_bias", 0.0))
+            bias: Bias = json.loads((folder / name).read_bytes()).get("score_bias", 0.0)
+            return bias if isinstance(bias, list) else float(bias)
     return None
+
+
+def _heads(folder: Path) -> tuple[str, ...]:
+    """The heads of a folder's reward model; empty for a single score."""
+    if (folder / SCORE).is_file():
+        return adapter_heads(str(folder))
+    return head_names(AutoConfig.from_pretrained(folder)) if (folder / "config.json").is_file() else ()
 
 
 def logits_difference(ours: PreTrainedModel | PeftModel, theirs: PreTrainedModel | PeftModel, vocab: int) -> float:
@@ -161,14 +186,15 @@ def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict
         raise ModelError(
             f"{source.label}: PEFT cannot load it: transformers has no classifier for its base; leave --adapter out"
         )
-    base: PreTrainedModel = load_plain_classifier(source.base) if is_reward else load_policy(source.base)
+    heads = adapter_heads(source.path) if is_reward else ()
+    base: PreTrainedModel = load_plain_classifier(source.base, heads) if is_reward else load_policy(source.base)
     size = len(load_tokenizer(source))
     if size > base.get_input_embeddings().num_embeddings:
         raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
     _copy(source, staging)
     where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
     adapters.name_base(staging, where)
-    ours = load_scalar_model(source.base).model if is_reward else load_base(source)
+    ours = load_scalar_model(source.base, heads=heads).model if is_reward else load_base(source)
     theirs = PeftModel.from_pretrained(base, str(staging))
     difference = logits_difference(theirs, adapters.put_on(ours, source.path), size)
     assert difference <= TOLERANCE, difference

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
@@ -22,9 +24,13 @@ from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import last_kept, position_ids, shifted_left
 
 SCORE = "score.json"
-"""Beside a reward model that is an adapter: `score_bias`."""
+"""Beside a reward model that is an adapter: `score_bias`, and the names of several heads."""
 HEAD_WEIGHT = "base_model.model.score.weight"
 """The name of an adapter's score head in its file."""
+
+
+Bias = float | list[float]
+"""A constant that is taken off the scores; one for each head where there are several."""
 
 
 class Float32Linear(nn.Linear):
@@ -41,25 +47,35 @@ class Float32Linear(nn.Linear):
 
 
 class ScoreHead(Float32Linear):
-    """Linear map to one number in float32, minus a constant.
+    """Linear map to one number in float32, or to one for each attribute, minus a constant.
 
     The constant makes scores average 0 over demonstrations. It is kept in `config.score_bias`, not in the state dict,
     because transformers' class has no bias here and would warn of an unexpected weight.
     """
 
-    def __init__(self, hidden_size: int, score_bias: float = 0.0) -> None:
-        super().__init__(hidden_size, 1, bias=False)
+    def __init__(self, hidden_size: int, score_bias: Bias = 0.0, heads: int = 1) -> None:
+        super().__init__(hidden_size, heads, bias=False)
         self.score_bias = score_bias
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden) - self.score_bias
+        scores = super().forward(hidden)
+        return scores - (scores.new_tensor(self.score_bias) if isinstance(self.score_bias, list) else self.score_bias)
+
+    def weighted(self, weights: Sequence[float]) -> ScoreHead:
+        """One head whose score is the weighted sum of this one's."""
+        head = ScoreHead(
+            self.in_features, sum(w * bias for w, bias in zip(weights, biases(self.score_bias), strict=True))
+        )
+        head.weight.data.copy_(self.weight.new_tensor(weights) @ self.weight.detach())
+        return head.requires_grad_(self.weight.requires_grad)
 
 
 class ScalarModel(nn.Module):
     """A transformer body with a score head: a reward model reads its last kept token, a value model every token.
 
-    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one. An encoder such as BERT scores
-    the whole text through transformers' own head and has no score at each token.
+    Wraps a Hugging Face `...ForSequenceClassification` with one label, and saves as one; with several labels it has a
+    score for each of its `heads`. An encoder such as BERT scores the whole text through transformers' own head and has
+    no score at each token.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -67,8 +83,13 @@ class ScalarModel(nn.Module):
         self.model = model
         self.is_encoder = not isinstance(getattr(model, "score", None), ScoreHead)
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What each score is of; empty for a single score."""
+        return head_names(self.model.config)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score at each token, given it and all before it: (B, L) -> (B, L) float32."""
+        """Score at each token, given it and all before it: (B, L) -> (B, L) float32; (B, L, H) of several heads."""
         assert not self.is_encoder, type(self.model).__name__
         # Without left padding the model counts positions itself (RoBERTa begins at 2).
         counted = bool(attention_mask[:, 0].all())
@@ -81,22 +102,49 @@ class ScalarModel(nn.Module):
         return self.model.score(hidden).squeeze(-1)
 
     def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Score of each sequence at its last kept token, or where an encoder's head reads: (B, L) -> (B,) float32."""
+        """Score of each sequence at its last kept token, or where an encoder's head reads: (B, L) -> (B,) float32;
+        (B, H) of several heads."""
         # Padding goes to the right: positions count from the first token, and a recurrent body reads left padding.
         ids, mask = shifted_left(input_ids, attention_mask)
         if self.is_encoder:
             return self.model(input_ids=ids, attention_mask=mask).logits.squeeze(-1).float()
-        return self(ids, mask).gather(-1, last_kept(mask).unsqueeze(-1)).squeeze(-1)
+        scores: Tensor = self(ids, mask)[torch.arange(len(ids), device=ids.device), last_kept(mask)]
+        return scores
 
 
 # Weights that transformers initialises on a language model's body: a decoder's head, or an encoder's with its pooler.
 _HEADS = r"score\.weight|((\w+\.)?pooler|pre_classifier|classifier|head)\..*"
 
 
+def head_names(config: PreTrainedConfig) -> tuple[str, ...]:
+    """The heads of a reward model of several attributes, by its config; empty for any other model.
+
+    A list of offsets marks them: the labels of a classifier of other makers (spam or not) are no scores of answers.
+    """
+    if not isinstance(getattr(config, "score_bias", None), list):
+        return ()
+    return tuple(config.id2label[index] for index in range(len(config.score_bias)))
+
+
+def _labels(heads: Sequence[str]) -> dict[str, Any]:
+    """Options of `from_pretrained` for a model with these heads."""
+    if not heads:
+        return {"num_labels": 1}
+    return {"id2label": dict(enumerate(heads)), "label2id": {name: index for index, name in enumerate(heads)}}
+
+
 def load_scalar_model(
-    source: ModelSource | str, config: ModelConfig | None = None, seed: int = 0, *, trained: bool = False
+    source: ModelSource | str,
+    config: ModelConfig | None = None,
+    seed: int = 0,
+    *,
+    trained: bool = False,
+    heads: Sequence[str] = (),
 ) -> ScalarModel:
     """A reward model, or (unless it must be `trained`) a new one on the body of a language model.
+
+    Args:
+        heads: the attributes of a new model with several scores; a trained model has its own.
 
     A decoder's new head is drawn from N(0, 1/(d+1)), the standard deviation 1/sqrt(d+1) of Stiennon et al. 2020,
     appendix B.1; transformers initialises an encoder's. An adapter is merged in float32 before the model is cast to
@@ -104,7 +152,7 @@ def load_scalar_model(
 
     Raises:
         ModelError: the architecture has no sequence classifier, or one of an unknown kind; or a trained model is
-            required and this one has no head, so its scores would be random.
+            required and this one has no head, so its scores would be random; or it has other heads.
         AdapterError: an adapter does not fit its base.
     """
     path = source if isinstance(source, str) else source.path
@@ -114,20 +162,25 @@ def load_scalar_model(
         return load_merged(source, source.path, read_score_bias(source.path), config)
     if isinstance(source, ModelSource) and source.base:
         with adapters.as_folder(load_policy(source)) as folder:
-            scalar = load_scalar_model(folder, config, seed)
+            scalar = load_scalar_model(folder, config, seed, heads=heads)
             scalar.model.name_or_path = ""
             return scalar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, is_new = load_weights(AnyClassifier, path, config, may_be_new=_HEADS, num_labels=1)
+        model, is_new = load_weights(
+            AnyClassifier, path, config, may_be_new=_HEADS, **_labels(_saved_heads(path) or heads)
+        )
     if is_new and trained:
         raise ModelError(
             f"{path}: a policy, which has no score head; name a reward model, as python -m reward makes it"
         )
     if not isinstance(getattr(model, "score", None), nn.Linear):
-        return _encoder(model, path)
+        return _encoder(model, path, heads)
     old = model.score
-    model.score = ScoreHead(old.in_features, float(getattr(model.config, "score_bias", 0.0)))
+    if is_new and heads:
+        model.config.score_bias = [0.0] * len(heads)
+    bias = getattr(model.config, "score_bias", 0.0)
+    model.score = ScoreHead(old.in_features, bias if isinstance(bias, list) else float(bias), old.out_features)
     if is_new:
         generator = torch.Generator().manual_seed(seed)
         std = 1 / math.sqrt(old.in_features + 1)
@@ -138,8 +191,27 @@ def load_scalar_model(
     return ScalarModel(model)
 
 
-def _encoder(model: PreTrainedModel, path: str) -> ScalarModel:
+def saved_heads(source: ModelSource) -> tuple[str, ...]:
+    """The heads of a reward model by its files, as `ScalarModel.heads`."""
+    is_adapter = source.base is not None and (Path(source.path) / SCORE).is_file()
+    return adapter_heads(source.path) if is_adapter else _saved_heads(source.path)
+
+
+def _saved_heads(path: str) -> tuple[str, ...]:
+    """The heads of the reward model of a folder; empty for any other model."""
+    file = Path(path) / "config.json"
+    try:
+        return head_names(PreTrainedConfig(**json.loads(file.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return ()  # loading says what is wrong, and a hub name has no folder
+
+
+def _encoder(model: PreTrainedModel, path: str, heads: Sequence[str]) -> ScalarModel:
     """An encoder with its own classification head, whose last layer is computed in float32."""
+    if heads or head_names(model.config):
+        raise ModelError(
+            f"{path}: an encoder ({type(model).__name__}) has one score; use a decoder for reward.attributes"
+        )
     name = _last_layer(model)
     if model.config.is_encoder_decoder or name is None:
         raise ModelError(
@@ -175,17 +247,37 @@ def _saved_tensor(path: str, name: str) -> Tensor | None:
     return None
 
 
-def set_score_bias(model: PreTrainedModel, bias: float) -> None:
+def set_score_bias(model: PreTrainedModel, bias: Bias) -> None:
     """Set the constant that a scalar model subtracts, in its head and in the saved config."""
     assert isinstance(model.score, ScoreHead)
     model.score.score_bias = bias
     model.config.score_bias = bias
 
 
-def shift_scores(scalar: ScalarModel, by: float) -> None:
+def as_bias(numbers: Sequence[float]) -> Bias:
+    """One number for each head, as it is kept."""
+    return numbers[0] if len(numbers) == 1 else list(numbers)
+
+
+def biases(bias: Bias) -> list[float]:
+    """One number for each head."""
+    return bias if isinstance(bias, list) else [bias]
+
+
+def collapse(scalar: ScalarModel, weights: Sequence[float]) -> ScalarModel:
+    """Make one score of several, their weighted sum, in the same model."""
+    head = scalar.model.score.weighted(weights)
+    scalar.model.score = head
+    scalar.model.config.num_labels = 1
+    set_score_bias(scalar.model, head.score_bias)
+    return scalar
+
+
+def shift_scores(scalar: ScalarModel, by: Bias) -> None:
     """Subtract a constant from every score, in a decoder's `config.score_bias` or the bias of an encoder's head."""
     if not scalar.is_encoder:
-        set_score_bias(scalar.model, scalar.model.score.score_bias + by)
+        old = biases(scalar.model.score.score_bias)
+        set_score_bias(scalar.model, as_bias([one + more for one, more in zip(old, biases(by), strict=True)]))
         return
     name = _last_layer(scalar.model)
     assert name is not None
@@ -196,7 +288,7 @@ def shift_scores(scalar: ScalarModel, by: float) -> None:
 # --- a reward model that is an adapter -----------------------------------------------------------------------------
 
 
-def load_merged(source: ModelSource, folder: str, score_bias: float, config: ModelConfig | None) -> ScalarModel:
+def load_merged(source: ModelSource, folder: str, score_bias: Bias, config: ModelConfig | None) -> ScalarModel:
     """The adapter of a folder, with its head, merged onto the base of `source`.
 
     Raises:
@@ -215,15 +307,15 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
     """
     assert source.base and source.trained
     trained = source.trained.model_copy(update={"trust_remote_code": bool(config and config.trust_remote_code)})
-    body = load_scalar_model(source.base, trained)
+    body = load_scalar_model(source.base, trained, heads=saved_heads(source))
     trusted = ModelConfig(name=source.label, trust_remote_code=trained.trust_remote_code)
     fit_embeddings(body.model, load_tokenizer(source, trusted))
     return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())
 
 
-def load_plain_classifier(source: ModelSource) -> PreTrainedModel:
+def load_plain_classifier(source: ModelSource, heads: Sequence[str] = ()) -> PreTrainedModel:
     """A policy loaded by plain transformers as the base of a reward adapter, in float32; its head is random."""
-    return load_weights(AnyClassifier, source, None, may_be_new=_HEADS, num_labels=1)[0]
+    return load_weights(AnyClassifier, source, None, may_be_new=_HEADS, **_labels(heads))[0]
 
 
 def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
@@ -237,7 +329,7 @@ def holds_head(folder: str) -> bool:
     return _saved_tensor(folder, HEAD_WEIGHT) is not None
 
 
-def load_head(folder: str, score_bias: float) -> ScoreHead:
+def load_head(folder: str, score_bias: Bias) -> ScoreHead:
     """The head that is saved with a decoder's adapter, in float32.
 
     Raises:
@@ -248,27 +340,45 @@ def load_head(folder: str, score_bias: float) -> ScoreHead:
         raise ModelError(
             f"{folder}: an adapter without a score head; name a reward model, as python -m reward makes it"
         )
-    head = ScoreHead(weight.shape[1], score_bias)
+    head = ScoreHead(weight.shape[1], score_bias, weight.shape[0])
     head.weight.data.copy_(weight)
     return head
 
 
-def read_score_bias(folder: str) -> float:
+def read_score_bias(folder: str) -> Bias:
     """The score bias of an adapter, which has no config of its own for it.
 
     Raises:
         ModelError: it is missing or not a finite number.
     """
+    return _read_score(folder)[0]
+
+
+def adapter_heads(folder: str) -> tuple[str, ...]:
+    """The heads of an adapter, as `ScalarModel.heads`.
+
+    Raises:
+        ModelError: as `read_score_bias`.
+    """
+    return _read_score(folder)[1]
+
+
+def _read_score(folder: str) -> tuple[Bias, tuple[str, ...]]:
     path = Path(folder) / SCORE
     try:
-        bias = float(json.loads(path.read_text(encoding="utf-8"))["score_bias"])
-        if not math.isfinite(bias):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        given, heads = record["score_bias"], tuple(map(str, record.get("attributes", ())))
+        bias: Bias = [float(number) for number in given] if isinstance(given, list) else float(given)
+        if not all(map(math.isfinite, biases(bias))):
             raise ValueError(f"score_bias is {bias}")
+        if len(heads) != (len(bias) if isinstance(bias, list) else 0):
+            raise ValueError(f"score_bias is {bias}, and attributes are {', '.join(heads) or 'none'}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: not the score offset of a reward adapter ({error}); publish it again") from error
-    return bias
+    return bias, heads
 
 
-def write_score_bias(folder: Path, score_bias: float) -> None:
-    """Write the file of `read_score_bias`."""
-    (folder / SCORE).write_text(json.dumps({"score_bias": score_bias}, indent=2) + "\n", encoding="utf-8")
+def write_score_bias(folder: Path, score_bias: Bias, heads: Sequence[str] = ()) -> None:
+    """Write the file of `read_score_bias` and `adapter_heads`."""
+    record = {"score_bias": score_bias} | ({"attributes": list(heads)} if heads else {})
+    (folder / SCORE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -75,7 +75,8 @@ def add_adapter(
 def add_reward_adapter(
     model: PreTrainedModel | PeftModel, name: str, source: ModelSource, *, trainable: bool, member: int = 0
 ) -> tuple[PeftModel, ScoreHead]:
-    """Add the adapter of a published reward model; returns the model and the separate score head with its bias.
+    """Add the adapter of a published reward model; returns the model and the separate score head with its bias, or
+    with one score for each of its attributes.
 
     Raises:
         AdapterError: as `add_adapter`.

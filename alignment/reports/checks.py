@@ -248,6 +248,15 @@ PPO = (
         2,
     ),
     Check(
+        "constraint",
+        "bounds kept",
+        "Whether the means of constrained parts of the reward (rewards.constraints) are within their bounds on "
+        "held-out prompts.",
+        f"rewards.constraints and {_PROMPTS}",
+        ("slack/*", "eval/reward/*"),
+        important=True,
+    ),
+    Check(
         "gain from ending",
         "gain in what answers say",
         "Whether your own reward rose, or only what an answer without an end, or a long one, costs. A policy can gain "

@@ -5,7 +5,6 @@ Names, units and meanings of metrics come from `metrics.py`; a dashboard adds ti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,13 +16,12 @@ from alignment.config import shipped
 from alignment.config.loading import load_config
 from alignment.config.sections import Section
 from alignment.errors import ConfigError
-from alignment.runs.metrics import find
+from alignment.runs.metrics import find, plain_name
 
 FOLDER = shipped.configs() / "dashboards"
 OF_STAGE = {"sft": ("sft",), "reward": ("reward", "labels"), "ppo": ("ppo",)}
 """The dashboards that make up the report of a run."""
 Stage = Literal["sft", "reward", "ppo"]
-_MEMBER = re.compile(r"member-\d+/")
 
 
 class Mark(Section):
@@ -189,11 +187,11 @@ def shown(panel: Panel) -> Iterator[tuple[str, str]]:
 
 
 def family(name: str, metrics: Mapping[str, object]) -> list[str]:
-    """The run's metrics for a dashboard's name: the metric itself and those of ensemble members, or all of a
-    `reward/*`."""
+    """The run's metrics for a dashboard's name: the metric itself and those of a reward model's members or heads, or
+    all of a `reward/*`."""
     if name.endswith("/*"):
         return [metric for metric in metrics if metric.startswith(name[:-1])]
-    return [metric for metric in metrics if _MEMBER.sub("", metric, count=1) == name]
+    return [metric for metric in metrics if name in (metric, plain_name(metric))]
 
 
 def names() -> list[str]:

@@ -62,14 +62,14 @@ def judge_of(config: Mapping[str, Any]) -> Judge | None:
         return None
     if model.get("held_out_reward"):
         return Judge("held-out reward model", str(model["held_out_reward"]))
-    parts = reward_parts(config)
+    parts = [part for part in reward_parts(config) if part[2]]
     if not parts:
         return None
     if len(parts) > 1:
         return Judge("sum", ", ".join(name for name, _, _ in parts))
     name, kind, _ = parts[0]
     if kind == "function":
-        name = str(rewards["others"][0]["function"])
+        name = next(str(each["function"]) for each in rewards["others"] if each.get("weight", 1.0) and each["function"])
     return Judge(kind, str(model["reward"]) if kind == "reward model" else name)
 
 
@@ -77,9 +77,11 @@ def reward_parts(config: Mapping[str, Any]) -> list[tuple[str, Kind, float]]:
     """The name in the journal (`reward/NAME`), kind and weight of each component of the score."""
     model, rewards = config.get("model") or {}, config.get("rewards") or {}
     parts: list[tuple[str, Kind, float]] = []
-    if model.get("reward"):
+    if heads := model.get("reward_weights"):
+        parts += [(str(name), "reward model", float(weight)) for name, weight in heads.items()]
+    elif model.get("reward"):
         parts.append(("model", "reward model", float(rewards.get("model_weight", 1.0))))
-    taken = {"model", "score_std"}
+    taken = {"model", "score_std", *(name for name, _, _ in parts)}
     for index, entry in enumerate(rewards.get("others") or ()):
         function = entry.get("function")
         name = str(function).rpartition(":")[2] if function else str(urlsplit(str(entry.get("url"))).hostname)

@@ -140,12 +140,14 @@ def _cell(panel: ScalarPanel, record: RunRecord, share: bool) -> View | None:
 def _bars(panel: BarsPanel, stage: str, report: Report) -> View | None:
     estimates = dict(intervals(report.record))
     rows, used = [], []
-    for name in panel.metrics:
+    names = [name for shown in panel.metrics for name in report.record.metrics
+             if name == shown or name.startswith(f"{shown}/")]  # fmt: skip
+    for name in names:  # a reward model's heads have one each
         series, metric = report.record.metrics.get(name), find(stage, name)
         if series is None or series.last is None or metric is None:
             continue
         estimate = estimates.get(name, {"value": series.last, "ci": (series.last, series.last), "n": 1})
-        row = bar(name.rpartition("/")[2].replace("_", " "), estimate)
+        row = bar(name.partition("/")[2].replace("_", " ").replace("/", ", "), estimate)
         row["about"] = f"{metric.meaning}; n = {estimate['n']:,}" if name in estimates else metric.meaning
         if metric.unit != "share":
             row["value"] = number(estimate["value"])

@@ -180,7 +180,8 @@ def _missing(record: RunRecord, check: Check) -> str | None:
 
 
 def _of_family(name: str, pattern: str) -> bool:
-    return pattern.endswith("/*") and name.startswith(pattern[:-1])
+    """Whether a metric is one of `reward/*`, or a head's `eval/accuracy/helpful` of `eval/accuracy`."""
+    return name.startswith(pattern[:-1] if pattern.endswith("/*") else f"{pattern}/")
 
 
 def _ended_early(record: RunRecord) -> str | None:

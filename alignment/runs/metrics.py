@@ -92,7 +92,10 @@ PPO = _metrics(
     ("rollout/sampler_gap_max", "nats", "the same at the token where it is largest"),
     ("rollout/importance_capped", "share", "tokens whose weight for this is cut to 2"),
     ("rollout/tokens_per_second", "tokens/s", "sampled, on all processes"),
-    ("reward/*", "", "one part of the score: the reward model, a function, an ensemble's disagreement (score_std)"),
+    ("reward/*", "", "one part of the score: the reward model or a head of it, a function, an ensemble's disagreement "
+     "(score_std)"),
+    ("multiplier/*", "", "points of the score that a point of a constrained part is worth"),
+    ("slack/*", "", "how far the mean of a constrained part is on the right side of its bound"),
     ("policy/entropy", "nats/token", "of the distributions that were sampled from"),
     ("policy/loss", "", "the clipped objective"),
     ("policy/ratio", "", "probability now over at the rollout"),
@@ -131,7 +134,7 @@ PPO = _metrics(
     ("eval/win_rate", "share", "held-out answers better than those of the start, ties one half, by the run's judge"),
     ("eval/win_rate_low", "share", "lower end of its 95% interval over prompts"),
     ("eval/win_rate_high", "share", "upper end of its 95% interval over prompts"),
-)
+)  # fmt: skip
 HISTOGRAMS: dict[str, tuple[Metric, ...]] = {
     "sft": (),
     "reward": _metrics(
@@ -148,10 +151,16 @@ HISTOGRAMS: dict[str, tuple[Metric, ...]] = {
 STAGES: dict[str, tuple[Metric, ...]] = {"sft": SFT, "reward": REWARD, "ppo": PPO}
 
 
+def plain_name(name: str) -> str:
+    """The name of what a reward model's member or head has of its own: `eval/loss` of `member-2/eval/loss`, and
+    `eval/accuracy` of `eval/accuracy/helpful`."""
+    return "/".join(_MEMBER.sub("", name, count=1).split("/")[:2])
+
+
 @cache
 def find(stage: str, name: str, histogram: bool = False) -> Metric | None:
-    """The declaration of a name, or None; an ensemble member's `member-2/eval/loss` uses that of `eval/loss`."""
-    plain = _MEMBER.sub("", name, count=1) if stage == "reward" else name
+    """The declaration of a name, or None; `plain_name` finds that of a reward model's members and heads."""
+    plain = plain_name(name) if stage == "reward" else name
     for metric in (HISTOGRAMS if histogram else STAGES).get(stage, ()):
         if metric.name == plain or (metric.name.endswith("/*") and plain.startswith(metric.name[:-1])):
             return metric

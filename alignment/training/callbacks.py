@@ -120,7 +120,8 @@ class JournalCallback(TrainerCallback):
             renamed = RENAMES.get(name, name)
             if renamed.startswith("eval_"):
                 renamed = "eval/" + renamed.removeprefix("eval_")
-            metrics[renamed if "/" in renamed else f"train/{renamed}"] = float(value)
+            is_whole = renamed.startswith(("train/", "eval/", "time/"))  # a head's accuracy is `accuracy/helpful`
+            metrics[renamed if is_whole else f"train/{renamed}"] = float(value)
         self._journal.log(state.global_step, metrics)
         if "eval_loss" in (logs or {}):
             self._check_overfitting(state)

@@ -91,6 +91,17 @@ do not tell where in it the share is.{% endif %}</p>
 {% endfor %}"""
 
 
+_HEADS = """<h1>{{ heading }}</h1>
+<p class="source">{{ name }}</p>
+{% if headline %}<p>{{ headline }}.</p>{% endif %}
+<div class="scroll"><table><thead><tr><th scope="col">attribute</th>
+{% for column in columns %}<th scope="col" class="number">{{ column }}</th>{% endfor %}</tr></thead>
+{% for head, numbers in overview %}<tr><th scope="row"><a href="#head-{{ loop.index }}">{{ head }}</a></th>
+{% for number in numbers %}<td class="number">{{ number }}</td>{% endfor %}</tr>
+{% endfor %}</table></div>
+"""
+
+
 def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> str:
     """The report as a page; every string in it is escaped.
 
@@ -98,6 +109,48 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
         name: name of the run.
         checks: the run's verdicts, which report.html shows too; None if there is no run.
     """
+    values = _values(name, report, checks)
+    return render(f"Reward model report: {name}", BARS_STYLE + PICTURE_STYLE + _STYLE, _MACROS, _BODY, **values)
+
+
+def heads_page(name: str, reports: Mapping[str, Mapping[str, Any]], checks: Sequence[Verdict] | None = None) -> str:
+    """The reports of a model's heads as one page: a table of all, then each as `html_page` has it."""
+    pages = [_values(f"{name}: {head}", report, None) for head, report in reports.items()]
+    scoped = ", ".join(f"{key}=page.{key}" for key in pages[0])
+    body = (
+        _HEADS + '{% for page in pages %}<hr id="head-{{ loop.index }}">{% with ' + scoped + " %}" + _BODY
+        + "{% endwith %}{% endfor %}"
+    )  # fmt: skip
+    return render(
+        f"Reward model report: {name}",
+        BARS_STYLE + PICTURE_STYLE + _STYLE,
+        _MACROS,
+        body,
+        heading=f"{len(reports)} scores of an answer: {', '.join(reports)}",
+        name=name,
+        headline=headline(checks) if checks is not None else None,
+        columns=("pairs", "accuracy (95%)", "one human", "best reachable", "log-loss", "ECE"),
+        overview=[(head, _overview(report)) for head, report in reports.items()],
+        pages=pages,
+    )
+
+
+def _overview(report: Mapping[str, Any]) -> list[str]:
+    """A head's row in the table of all heads."""
+    shared = report.get("shared") or {}
+    best, human, accuracy = shared.get("best"), shared.get("one_human"), report["accuracy"]
+    return [
+        f"{report['pairs']:,}",
+        "-" if accuracy is None else f"{percent(accuracy['value'])} ({percents(accuracy['ci'])})",
+        "-" if human is None else percent(human["value"]),
+        "-" if best is None else percents(best["ci"]),
+        _number(report["log_loss"]["value"]) if report["pairs"] else "-",
+        _number(report["ece"]["value"]) if report["pairs"] else "-",
+    ]
+
+
+def _values(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> dict[str, Any]:
+    """What the template shows of a report."""
     finding_rows = _finding_rows(report, checks)
     has_pairs, decided = report["pairs"] > 0, report["accuracy"] is not None
     has_sides = decided and report["scores"]["n"] > 0  # equal votes have no preferred answer
@@ -107,29 +160,25 @@ def html_page(name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | 
     scale = ShareScale.around([row for rows in (key, *(rows for _, _, rows in slices)) for row in rows])
     for rows in (key, *(rows for _, _, rows in slices), ensemble["rows"] if ensemble else []):
         scale.place(rows)
-    return render(
-        f"Reward model report: {name}",
-        BARS_STYLE + PICTURE_STYLE + _STYLE,
-        _MACROS,
-        _BODY,
-        name=name,
-        verdict=verdict(report),
-        worst=finding_rows[0]["level"] if finding_rows else "note",
-        headline=headline(checks) if checks is not None else None,
-        findings=finding_rows,
-        head=_head(report),
-        key=key,
-        reachable=decided and report["shared"] is not None and report["shared"]["best"] is not None,
-        slices=slices,
-        scale=scale.drawn(),
-        charts=[reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
-        probabilities=_probabilities(report) if has_pairs else [],
-        quantiles=_quantiles(report["scores"]) if has_sides else None,
-        shortcuts=_shortcuts(report) if has_pairs else [],
-        ensemble=ensemble,
-        ratings=_ratings(report["ratings"]) if report["ratings"] else [],
-        samples=_samples(report["samples"]) if decided else [],
-    )
+    return {
+        "name": name,
+        "verdict": verdict(report),
+        "worst": finding_rows[0]["level"] if finding_rows else "note",
+        "headline": headline(checks) if checks is not None else None,
+        "findings": finding_rows,
+        "head": _head(report),
+        "key": key,
+        "reachable": decided and report["shared"] is not None and report["shared"]["best"] is not None,
+        "slices": slices,
+        "scale": scale.drawn(),
+        "charts": [reliability_chart(report), *([histogram_chart(report)] if has_sides else [])] if decided else [],
+        "probabilities": _probabilities(report) if has_pairs else [],
+        "quantiles": _quantiles(report["scores"]) if has_sides else None,
+        "shortcuts": _shortcuts(report) if has_pairs else [],
+        "ensemble": ensemble,
+        "ratings": _ratings(report["ratings"]) if report["ratings"] else [],
+        "samples": _samples(report["samples"]) if decided else [],
+    }
 
 
 def _finding_rows(report: Mapping[str, Any], checks: Sequence[Verdict] | None) -> list[dict[str, str]]:

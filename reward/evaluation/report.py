@@ -13,6 +13,7 @@ from alignment.runs.journal import finite
 from alignment.terminal import one_line
 from reward.evaluation.calibration import LN2
 from reward.evaluation.findings import chosen_on, findings, verdict
+from reward.evaluation.heads import Reports
 
 
 def compact(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,20 +92,28 @@ def _range(estimate: Mapping[str, Any], scale: float = 1) -> str:
     return f"{low:.1f} to {high:.1f}" if scale == 100 else f"{low:.3f} to {high:.3f}"
 
 
-def save_report(run_dir: Path, name: str, report: Mapping[str, Any], checks: Sequence[Verdict] | None = None) -> None:
+def save_report(run_dir: Path, name: str, reports: Reports, checks: Sequence[Verdict] | None = None) -> None:
     """Write `RUN/evaluation.json` and `RUN/evaluation.html`, and print the summary; main process only.
 
     Args:
+        reports: of each head.
         checks: the verdicts of the run, which `report.html` shows too; None if there is no run.
     """
-    from reward.evaluation.page import html_page  # imports Jinja
+    from reward.evaluation.page import heads_page, html_page  # imports Jinja
 
-    whole = {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
+    by_head = {
+        head: {"verdict": verdict(report), "findings": [asdict(each) for each in findings(report)], **report}
+        for head, report in reports.items()
+    }
+    alone = reports.get("")
+    whole: dict[str, Any] = by_head[""] if alone is not None else {"heads": by_head}
     if checks is not None:
         whole["checks"] = [asdict(each) for each in checks]
     text = json.dumps(finite(whole), indent=2, ensure_ascii=False, allow_nan=False)
     (run_dir / "evaluation.json").write_text(text + "\n", encoding="utf-8", errors="replace")
-    (run_dir / "evaluation.html").write_text(html_page(name, report, checks), encoding="utf-8")
-    for line in summary(report):
-        print(line)  # it holds no untrusted text
+    page = html_page(name, alone, checks) if alone is not None else heads_page(name, reports, checks)
+    (run_dir / "evaluation.html").write_text(page, encoding="utf-8")
+    for head, report in reports.items():
+        for line in summary(report):
+            print(f"{head}: {line}" if head and not line.startswith(" ") else line)  # it holds no untrusted text
     print(one_line(f"  see {run_dir / 'evaluation.html'}"))

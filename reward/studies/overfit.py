@@ -76,10 +76,10 @@ def first_pairs(questions: Sequence[Question], count: int) -> OverfitSet:
     chosen: list[Question] = []
     remaining, contradictions = count, 0
     for question in questions:
-        sides: dict[tuple[int, int], bool] = {}
+        sides: dict[tuple[int, int, int], bool] = {}
         pairs: list[JudgedPair] = []
         for pair in question.pairs:
-            key = (min(pair.first, pair.second), max(pair.first, pair.second))
+            key = (pair.head, min(pair.first, pair.second), max(pair.first, pair.second))
             lower_is_better = (pair.target > 0.5) == (pair.first < pair.second)
             if pair.target == 0.5 or len(pairs) == remaining:
                 continue

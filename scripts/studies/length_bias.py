@@ -84,7 +84,7 @@ class Tokens:
 class RandomScores:
     """A stand-in for a reward model with scores from N(mean, 1), whatever the answer is."""
 
-    members = ()
+    members, heads = (), ()
 
     def __init__(self, mean: float, seed: int) -> None:
         self.mean, self.generator = mean, torch.Generator().manual_seed(seed)
@@ -201,11 +201,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "before": {
         "ppo": {"gae_lambda": 0.95, "value_clip_range": 0.2},
-        "rewards": {"scaling": None},
+        "rewards": {"normalize": None},
         "training": {"adam_epsilon": 1e-5},
     },
-    "lambda .95, centred": {"ppo": {"gae_lambda": 0.95}, "rewards": {"scaling": "reference"}},
-    "lambda 1, raw": {"ppo": {"gae_lambda": 1.0}, "rewards": {"scaling": None}},
+    "lambda .95, centred": {"ppo": {"gae_lambda": 0.95}, "rewards": {"normalize": "reference"}},
+    "lambda 1, raw": {"ppo": {"gae_lambda": 1.0}, "rewards": {"normalize": None}},
     "rloo": {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 8}},
 }
 

@@ -31,7 +31,7 @@ OFFSET = 0.2
 class WantedWords:
     """A stand-in for a reward model: the fraction of wanted words plus the offsets of the prompt's two digits."""
 
-    members = ()
+    members, heads = (), ()
 
     def __init__(self, vocabulary: int, seed: int) -> None:
         self.wanted = set(range(1, 1 + vocabulary // 4))

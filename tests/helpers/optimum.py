@@ -96,7 +96,7 @@ class Tokens:
 class RewardTable:
     """In a reward model's place."""
 
-    members = ()
+    members, heads = (), ()
 
     def __init__(self, world, table):
         self.table = table
@@ -111,6 +111,16 @@ class RewardTable:
 
     def modules(self):
         return []
+
+
+class HeadsTable(RewardTable):
+    """In the place of a reward model with two heads; the table is (2, prompts, answers)."""
+
+    heads = ("good", "safe")
+
+    def member_scores(self, rows, conversations, device):
+        prompts = [PROMPTS.index("".join(map(str, row.prompt))) for row in rows]
+        return self.table[:, prompts, [self.places[tuple(row.response)] for row in rows]]
 
 
 def llama(kind, vocabulary):
@@ -154,7 +164,8 @@ def build_models(world, seed, critic, rewards) -> Models:
         adapted = add_adapter(reference.model if critic == "adapter" else adapted, "value", LORA, trainable=True)
         value = Role(adapted, "value", new_head(policy))
         reference = Role(adapted, None)
-    return Models(PolicyAndValue(policy, value), reference, RewardTable(world, rewards), None, Tokens(world), {})
+    table = HeadsTable(world, rewards) if rewards.dim() == 3 else RewardTable(world, rewards)
+    return Models(PolicyAndValue(policy, value), reference, table, None, Tokens(world), {})
 
 
 class Outcome(NamedTuple):
@@ -208,6 +219,14 @@ def train_and_measure(folder, seed, *, world=FIXED, critic="separate", **section
     """The real loop from a random policy on, held against the optimum."""
     config = make_config(world, seed, **sections)
     rewards = world.rewards(seed)
+    start, loop = make_loop(folder, config, seed, world, critic, rewards)
+    loop.run()
+    end = world.log_probabilities(loop.models.policy, config.rollout.temperature)
+    return measure(start, end.detach(), rewards.double(), config.ppo.kl_coef)
+
+
+def make_loop(folder, config, seed, world, critic, rewards) -> tuple[torch.Tensor, Loop]:
+    """The log-probabilities of all answers before, (2, N), and the real loop from a random policy on."""
     models = build_models(world, seed, critic if config.ppo.has_critic else None, rewards)
     finalize_models(models, config)
     temperature = config.rollout.temperature
@@ -215,6 +234,4 @@ def train_and_measure(folder, seed, *, world=FIXED, critic="separate", **section
     accelerator = processes.make_accelerator()
     prompts = [Prompt(({"role": "user", "content": prompt},)) for prompt in PROMPTS]
     encoded, _ = encode_prompts(prompts, models.tokenizer, prompt_limit(config), config.data.too_long)
-    Loop(config, models, accelerator, Journal(folder, enabled=False), encoded).run()
-    end = world.log_probabilities(models.policy, temperature)
-    return measure(start.detach(), end.detach(), rewards.double(), config.ppo.kl_coef)
+    return start.detach(), Loop(config, models, accelerator, Journal(folder, enabled=False), encoded)

@@ -34,7 +34,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "ppo": {
         "model": {"policy": "base", "reward": "judge"},
         "rollout": {"batch_size": 8, "max_new_tokens": 6, "num_generations": 2},
-        "rewards": {"scaling": "running"},
+        "rewards": {"normalize": "running"},
         "ppo": {"num_epochs": 2, "num_minibatches": 2, "kl_target": 3.0},
         "ptx": {"train": "sft.jsonl", "coef": 0.1},
         "training": {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 2, "eval_steps": 1, "ema_decay": 0.8},

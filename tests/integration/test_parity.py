@@ -77,7 +77,7 @@ BF16 = {"training": {"bf16": True}}
 BEST = {"data": {"eval_share": 0.2}, "training": {"eval_steps": 2, "ema_decay": 0.8}}
 ROUNDED = {"loss": 0.02, "tensor": 0.3}
 """DeepSpeed rounds the weights to bfloat16, autocast on one process the arithmetic alone."""
-BF16_PPO = {**BF16, "rewards": {"scaling": None}}
+BF16_PPO = {**BF16, "rewards": {"normalize": None}}
 """These tiny models' scores are hardly further apart than bfloat16 rounds them: divided by their spread, rounding alone
 would be compared."""
 ROUNDED_PPO = {"loss": 0.04, "tensor": 0.3}

@@ -28,7 +28,7 @@ def page(tmp_path_factory):
     members = [[rng.normal(size=2).tolist() for _ in questions] for _ in range(3)]
     scores = np.mean(members, axis=0).tolist()
     folder = tmp_path_factory.mktemp("report")
-    save_report(folder, "a-rather-long-name-" * 8, evaluate(questions, scores, by_length, members=members))
+    save_report(folder, "a-rather-long-name-" * 8, {"": evaluate(questions, scores, by_length, members=members)})
     return folder / "evaluation.html"
 
 

@@ -50,15 +50,30 @@ def test_each_alarm_speaks_once_when_it_begins(stage_config, name):
 
 
 def test_each_alarm_is_watched_and_says_how_bad_it_is():
-    assert {*CASES, "over-optimisation", "component fell", "gain from ending"} == set(WATCHED)
+    assert {*CASES, "over-optimisation", "component fell", "constraint", "gain from ending"} == set(WATCHED)
     assert {Alarm(name, "text").level for name in WATCHED} == {"error", "warning"}
     assert Alarm("exploding KL", "text").level == Alarm("over-optimisation", None).level == "error"
     assert Alarm("length drift", "text").level == "warning"
 
 
-def test_only_an_engine_that_is_not_the_policy_is_watched_for_its_gap(stage_config):
-    assert set(WATCHED) - set(watched(stage_config())) == {"sampler gap"}
-    assert watched(stage_config(rollout={"engine": "vllm"})) == list(WATCHED)
+def test_only_an_engine_that_is_not_the_policy_is_watched_for_its_gap_and_only_bounds_for_being_kept(stage_config):
+    assert set(WATCHED) - set(watched(stage_config())) == {"sampler gap", "constraint"}
+    bounded = stage_config(rollout={"engine": "vllm"}, rewards={"constraints": {"model": ">= 0"}})
+    assert watched(bounded) == list(WATCHED)
+
+
+@pytest.mark.parametrize(("bound", "mean", "said"), [
+    (">= 0.2", 0.5, False), (">= 0.2", 0.1, False), (">= 0.2", -0.1, True),
+    ("<= 0.2", 0.5, True), ("<= 0.2", 0.1, False),
+])  # fmt: skip
+def test_a_bound_that_is_missed_beyond_noise_is_said_and_ends(stage_config, bound, mean, said):
+    """With a standard error of .05, a mean of .1 may be one of .2."""
+    rewards = {"constraints": {"model": bound}}
+    course = {step: held_out(0.0, errors=0.05, raw=0.0, model=mean if step == 10 else 0.2) for step in (0, 10, 20)}
+    found = [each for each in run(stage_config, {}, course, rewards=rewards) if each[1] == "constraint"]
+    assert [step for step, _, _ in found] == ([10, 20] if said else [])
+    if said:
+        assert f"model is {mean:.2f}, and the bound is {bound}" in found[0][2] and found[1][2] is None
 
 
 def test_an_alarm_says_when_it_ends_and_speaks_again_after_that(stage_config):
@@ -205,7 +220,7 @@ def test_without_a_reward_model_no_text_speaks_of_one(stage_config):
                    20: at(1.0, -0.5) | held_out(1.0, 0.9, raw=0.5, sentiment=0.5)}  # fmt: skip
     texts = [text for _, _, text in run(stage_config, courses, evaluations, **VADER)]
     texts += [text for _, _, text in run(stage_config, {CASES["truncation"][0]: CASES["truncation"][1]}, **VADER)]
-    assert len(texts) == len(WATCHED) - 1
+    assert len(texts) == len(set(WATCHED) - {"negative KL", "constraint"})
     assert [text for text in texts if "reward model" in text.replace("held-out reward model", "")] == []
     assert sum("vader:sentiment" in text for text in texts) == 5
     with_model = [text for _, _, text in run(stage_config, courses, evaluations)]

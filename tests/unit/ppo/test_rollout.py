@@ -104,7 +104,7 @@ def test_what_responses_without_an_end_cost_is_in_the_unit_of_the_scores(models,
     assert 0 < ended.sum() < 8
     lowered = final(missing_eos_penalty=2.0)[1]
     torch.testing.assert_close(lowered, scores - 2.0 * std.float() * (~ended).float())
-    raw = final(scaling=None, missing_eos_penalty=2.0)[1]
+    raw = final(normalize=None, missing_eos_penalty=2.0)[1]
     torch.testing.assert_close(raw, scores - 2.0 * (~ended).float())
 
 

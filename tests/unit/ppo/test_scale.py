@@ -31,7 +31,7 @@ class Scaled:
 
     def __init__(self, model, factor):
         self.model, self.factor = model, factor
-        self.members = model.members
+        self.members, self.heads = model.members, ()
 
     def member_scores(self, rows, conversations, device):
         return self.factor * self.model.member_scores(rows, conversations, device)
@@ -69,7 +69,7 @@ def losses(make_loop, stage_config, tmp_path, factor, critic, **sections):
         ("separate", {}),
         ("reward model", {}),
         ("trunk", {}),
-        ("separate", {"rewards": {"scaling": "running"}}),
+        ("separate", {"rewards": {"normalize": "running"}}),
         (None, {"ppo": {"advantage_estimator": "rloo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo"}, "rollout": {"num_generations": 4}}),
         (None, {"ppo": {"advantage_estimator": "dr_grpo", "kl_in": "loss"}, "rollout": {"num_generations": 4}}),
@@ -86,7 +86,7 @@ def test_rewards_and_kl_coef_times_a_number_are_the_same_run(
 
 
 def test_without_a_unit_they_are_another_run(make_loop, stage_config, tmp_path):
-    sections = {"rewards": {"scaling": None}}
+    sections = {"rewards": {"normalize": None}}
     plain = losses(make_loop, stage_config, tmp_path, 1.0, "trunk", **sections)
     scaled = losses(make_loop, stage_config, tmp_path, 30.0, "trunk", **sections)
     assert (torch.tensor(scaled) - torch.tensor(plain)).abs().max() > 1e-3
@@ -139,7 +139,7 @@ def test_a_unit_that_is_found_late_makes_no_policy_better(make_loop, stage_confi
 class Wanted:
     """In [-1, 1]: how many more of the tokens are wanted ones, 1 to 9 of 39, than not."""
 
-    members = ()
+    members, heads = (), ()
 
     def __init__(self):
         self.means, self.ended = [], []
@@ -170,7 +170,7 @@ def test_under_a_tight_limit_the_users_own_reward_rises(study):
 class ByLength:
     """Score 1 for an answer of more than three tokens, else 0: many groups have one score."""
 
-    members = ()
+    members, heads = (), ()
 
     def member_scores(self, rows, conversations, device):
         return torch.tensor([[float(len(row.response) > 3) for row in rows]])

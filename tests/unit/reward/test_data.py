@@ -1,6 +1,7 @@
 """Comparisons from the ratings store and from files, and as padded batches."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from alignment.data.reading import DataError
 from alignment.data.records import CHOICES, Comparison, CompletionRating, Vote
 from alignment.ratings import RatingsStore
 from reward.config import RewardSection
-from reward.data import encode, labeler_weights, rated_pairs, read_judgements
+from reward.data import _of_attributes, encode, labeler_weights, rated_pairs, read_judgements
 
 PROMPT = ({"role": "user", "content": "How long can I keep a book?"},)
 
@@ -268,3 +269,40 @@ def test_reliability_needs_pairs_that_several_judged():
     ]
     with pytest.raises(DataError, match=r"r\.db: reward\.use_reliability weights labelers.*judged by two"):
         labeler_weights(alone, "r.db")
+
+
+def test_answers_to_questions_of_a_ratings_file_are_judgements_of_attributes(tmp_path):
+    """Two labelers of a pair, on both scales, and the whole; a single answer has its score."""
+    with RatingsStore(tmp_path / "r.db", create=True) as store:
+        hashed = {name: store.people.labeler_hash(name) for name in ("ann", "bob")}
+        pair = store.add_item([{"role": "user", "content": "q"}], [{"text": "x"}, {"text": "y"}], need=2)
+        single = store.add_item([{"role": "user", "content": "p"}], [{"text": "z"}], kind="single")
+        for name, helps, true in (("ann", -2, [5, 3]), ("bob", -1, [4, 4])):
+            store.import_rating(pair, name, "second", answers={"attributes": {"helps": helps, "true": true}})
+        store.import_rating(single, "ann", "scored", score=6, answers={"attributes": {"true": [2]}})
+
+    def judged(*attributes):
+        return read(DataConfig(train=str(tmp_path / "r.db"), eval_share=0.0), attributes=attributes)[0].items
+
+    (helps,) = judged("helps")
+    assert helps.votes == (Vote("second", 2, hashed["ann"]), Vote("second", 1, hashed["bob"]))
+    rated = {(each.completion, each.labeler): each.rating for each in judged("true")}
+    assert rated == {("x", hashed["ann"]): 5, ("y", hashed["ann"]): 3, ("x", hashed["bob"]): 4, ("y", hashed["bob"]): 4,
+                     ("z", hashed["ann"]): 2}  # fmt: skip
+    (implied,) = rated_pairs(judged("true"))
+    assert (implied.attribute, implied.target) == ("true", 0.75)
+    (whole,) = [each for each in judged("overall") if isinstance(each, Comparison)]
+    assert (whole.attribute, whole.target) == ("overall", 0.0)
+    assert [each.attribute for each in judged()] == ["", ""]
+
+
+def test_a_referees_answer_stands_in_the_place_of_each_labelers():
+    ann, bob, judge = (
+        SimpleNamespace(labeler=name, answers={"attributes": {"helps": helps, "true": true}})
+        for name, helps, true in (("ann", 2, [5, 3]), ("bob", 1, [4, 4]), ("eve", -3, [1, 7]))
+    )
+    *rated, helps = _of_attributes(PROMPT, ["x", "y"], [ann, bob], judge)
+    assert [(vote.choice, vote.strength, vote.labeler) for vote in helps.votes] == [("second", 3, "eve")] * 2
+    assert [vote.overrules for vote in helps.votes] == [Vote("first", 2, "ann"), Vote("first", 1, "bob")]
+    assert [(each.completion, each.rating, each.labeler) for each in rated] == [("x", 1, "eve"), ("y", 7, "eve")] * 2
+    assert [each.overrules.rating for each in rated] == [5, 3, 4, 4]

@@ -6,6 +6,7 @@ import pytest
 
 from alignment.config.sections import DataConfig
 from alignment.data.reading import DataError
+from alignment.data.records import Vote
 from alignment.ratings import RatingsStore
 from alignment.ratings.quality import label_events
 from reward.__main__ import main
@@ -156,3 +157,13 @@ def test_what_is_written_of_a_run_has_hashes_in_place_of_names(database, tmp_pat
     monkeypatch.setattr("sys.argv", ["reward", str(config), "reward.labelers=[eve]", "--dry-run"])
     assert main() == 2
     assert "is by 'eve'; there are ratings by ann, bob, cyd, dan" in capsys.readouterr().err
+
+
+def test_labelers_of_rows_that_judge_attributes_alone(tmp_path):
+    row = {"prompt": "Hi", "answer_a": "Hello", "answer_b": "Go away"}
+    votes = [{**row, "rater": name, "attributes": {"kind": vote}} for name, vote in (("ann", 2), ("bob", -1))]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(vote) + "\n" for vote in votes))
+    settings = RewardSection(labelers=("bob",), attributes=("kind",))
+    train, _ = read_judgements(DataConfig(train=str(path), eval_share=0.0), settings)
+    assert [(each.attribute, each.votes) for each in train.items] == [("kind", (Vote("second", 1, "bob"),))]

@@ -109,7 +109,7 @@ def test_the_page_of_a_run_shows_what_its_report_shows(tmp_path):
         journal.log(1, {"eval/length_baseline": 0.5, "eval/one_human": 0.7})
     record = RunRecord.read(tmp_path / "run")
     checks = [check for check in verdicts(record) if check.name != ENDED]
-    save_report(tmp_path / "run", "run", report, checks)
+    save_report(tmp_path / "run", "run", {"": report}, checks)
     pages = [(tmp_path / "run" / "evaluation.html").read_text(), report_page([record])]
     for page in pages:
         assert "80 of 346 held-out rows stand in training too" in page and "there are none" in page
@@ -235,7 +235,7 @@ def test_votes_that_are_equally_divided_are_still_a_report(tmp_path):
     """None of the answers is the preferred one."""
     report = report_of(pair_questions([("a", ["first", "second"], (3, 2))]), [[1.0, 0.0]])
     assert (report["accuracy"]["value"], report["scores"]) == (0.5, {"n": 0})
-    save_report(tmp_path, "run", report)
+    save_report(tmp_path, "run", {"": report})
     assert "Agrees with 50.0%" in (tmp_path / "evaluation.html").read_text()
 
 
@@ -256,7 +256,7 @@ def test_the_registry_keeps_a_few_figures():
 def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
     questions, scores = simulated(120, votes=2)
     report = report_of(questions, scores, members=[scores, [[-a, b] for a, b in scores]])
-    save_report(tmp_path, "my-run", report)
+    save_report(tmp_path, "my-run", {"": report})
     saved = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert saved["verdict"] == verdict(report)
     assert saved["accuracy"]["value"] == report["accuracy"]["value"]
@@ -282,7 +282,7 @@ def test_the_run_keeps_json_and_a_page_and_prints_a_summary(tmp_path, capsys):
 
 def test_scores_that_are_no_numbers_leave_valid_json(tmp_path):
     questions, _ = simulated(10)
-    save_report(tmp_path, "r", report_of(questions, [[0.0, 0.0]] * 10))
+    save_report(tmp_path, "r", {"": report_of(questions, [[0.0, 0.0]] * 10)})
     assert (
         json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)["accuracy"]["value"] == 0.5
     )

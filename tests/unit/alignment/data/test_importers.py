@@ -10,7 +10,7 @@ from alignment.config.sections import DataConfig
 from alignment.data.parsing import to_examples
 from alignment.data.reading import read_records
 from alignment.data.records import Demonstration, Document
-from alignment.data.row_files import DataError
+from alignment.data.row_files import DataError, read_rows
 
 
 def read(path, **options):
@@ -286,3 +286,20 @@ def test_a_hub_name_that_is_none_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no such file"):
         read("data/train.jsonl")  # a typing mistake in a path is not looked for on the hub
+
+
+def test_no_damaged_byte_of_an_archive_is_a_traceback(tmp_path):
+    """zipfile raises NotImplementedError, ValueError and others beside its own BadZipFile."""
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("d.jsonl", '{"prompt": "Where is the key?", "completion": "On the hook."}\n' * 3)
+    good = path.read_bytes()
+    refused = 0
+    for at in range(len(good)):
+        for flip in (1, 0x80):
+            path.write_bytes(good[:at] + bytes([good[at] ^ flip]) + good[at + 1 :])
+            try:
+                list(read_rows(path))
+            except DataError:
+                refused += 1
+    assert refused > len(good)

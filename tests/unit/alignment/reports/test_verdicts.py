@@ -21,7 +21,7 @@ WATCHED = [check.key for check in checks.PPO if check not in checks.COMMON]
 NAMES = ("watching", {"names": WATCHED})
 ITERATION = {"rollout/score": 1.0, "rollout/kl": 1.0, "policy/entropy": 1.0, "rollout/length": 9.0, "rollout/ended": 1,
              "rollout/length_correlation": 0.1, "value/explained_variance": 0.5,
-             "rollout/sampler_gap_mean": 1e-6}  # fmt: skip
+             "rollout/sampler_gap_mean": 1e-6, "slack/model": 0.1}  # fmt: skip
 EVALUATION = {"eval/score": 1.0, "eval/raw_score": 1.0, "eval/reward/model": 1.0, "eval/held_out_score": 1.0}
 WON = {"eval/win_rate": 0.75, "eval/win_rate_low": 0.5, "eval/win_rate_high": 0.875}
 ROWS = {0: EVALUATION} | dict.fromkeys(range(1, 20), ITERATION) | {20: ITERATION | EVALUATION | WON}
@@ -63,8 +63,12 @@ def test_a_whole_run_in_which_nothing_was_found_has_passed(tmp_path):
         (("rollout/length_correlation",), {"length sought"}),
         (("rollout/sampler_gap_mean",), {"sampler gap"}),
         (("eval/raw_score",), {"gain from ending"}),
-        (("eval/reward/model",), {"component fell"}),
-        ((*EVALUATION, *WON), {"over-optimisation", "component fell", "gain from ending", "better than the start"}),
+        (("slack/model",), {"constraint"}),
+        (("eval/reward/model",), {"component fell", "constraint"}),
+        (
+            (*EVALUATION, *WON),
+            {"over-optimisation", "component fell", "constraint", "gain from ending", "better than the start"},
+        ),
     ],
 )
 def test_a_check_whose_input_is_missing_was_not_measured(tmp_path, gone, missing):

@@ -1,0 +1,185 @@
+"""A reward model with a head for each attribute: one body, one pass, and scores that plain transformers gives too."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from test_reward_stage import _here, events, house, run, settings, write  # noqa: F401 - fixtures among them
+from transformers import AutoModelForSequenceClassification
+from typer.testing import CliRunner
+
+import reward.train
+from alignment.cli.main import app
+from alignment.data.reading import DataError
+from alignment.errors import ConfigError, ModelError
+from alignment.models.ensembles import load_reward_model
+from alignment.models.sources import find_model
+from alignment.models.tokenizers import load_tokenizer
+from alignment.registry import Registry
+from alignment.templates.rendering import encode_conversation
+from alignment.tensors import pad_rows
+from reward.config import RewardStageConfig
+
+HEADS = ["agreeing", "polite"]
+
+
+def texts(row):
+    return (row["chosen"], row["rejected"]) if "chosen" in row else (row["answer_a"], row["answer_b"])
+
+
+@pytest.fixture(scope="module")
+def judged(house):  # noqa: F811
+    """Pairs that are judged on both attributes, one of them, or as a whole too: agreeing answers begin with Yes, polite
+    ones do not end with a bang. Half of the pairs have the two attributes against each other."""
+    rows = []
+    for number, row in enumerate(map(json.loads, Path(house, "pairs.jsonl").read_text().splitlines())):
+        yes, no = row["chosen"], row["rejected"]
+        rude = number % 2
+        yes, no = (yes[:-1] + "!", no) if rude else (yes, no[:-1] + "!")
+        said = {"agreeing": 1 + number % 3, "polite": -1 if rude else 1}
+        if number % 5 == 0:
+            del said["polite"]
+        if number % 4 == 0:
+            said = {name: -value for name, value in said.items()}
+            rows.append({"prompt": row["prompt"], "answer_a": no, "answer_b": yes, "attributes": said})
+        else:
+            rows.append({"prompt": row["prompt"], "chosen": yes, "rejected": no, "attributes": said})
+    write(Path(house, "attributes.jsonl"), rows)
+    return rows
+
+
+def heads_settings(name, **sections):
+    section = {"attributes": HEADS, "demonstrations": "sft.jsonl"} | sections.pop("reward", {})
+    training = {"max_steps": 40, "logging_steps": 10} | sections.pop("training", {})
+    data = {"train": "attributes.jsonl", "eval_share": 0.3, "max_length": 64} | sections.pop("data", {})
+    return settings(name, data=data, reward=section, training=training, **sections)
+
+
+def trained(name, **sections):
+    if not Registry("registry").is_reference(name):
+        run(reward.train.train, RewardStageConfig, heads_settings(name, **sections))
+    return find_model(name, Registry("registry"), role="reward")
+
+
+def batch(source, rows):
+    tokenizer = load_tokenizer(source)
+    ids = [
+        encode_conversation(
+            tokenizer, [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": text}]
+        ).input_ids
+        for row in rows
+        for text in texts(row)
+    ]
+    return pad_rows(ids, tokenizer.pad_token_id, "right")
+
+
+def plain(source):
+    """By transformers, and for an adapter PEFT, alone."""
+    if source.base is None:
+        return AutoModelForSequenceClassification.from_pretrained(source.path).eval()
+    base = AutoModelForSequenceClassification.from_pretrained(source.base.path, num_labels=len(HEADS))
+    return PeftModel.from_pretrained(base, source.path).eval()
+
+
+def offsets(source):
+    file = Path(source.path, "config.json" if source.base is None else "score.json")
+    return torch.tensor(json.loads(file.read_text())["score_bias"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_scores_of_heads_are_those_of_plain_transformers(judged, method):
+    more = {} if method == "full" else {"model": {"name": "sft", "method": "lora"}, "training": {"learning_rate": 1e-2}}
+    with torch.enable_grad():
+        source = trained(f"heads-{method}", **more)
+    ids, mask = batch(source, judged)
+    ours = load_reward_model(source, several_heads=True).eval()
+    assert ours.heads == tuple(HEADS)
+    scores, theirs = ours.score(ids, mask), plain(source)
+    assert scores.shape == (2 * len(judged), 2)
+    torch.testing.assert_close(scores, theirs(input_ids=ids, attention_mask=mask).logits - offsets(source), atol=1e-5,
+                               rtol=1e-5)  # fmt: skip
+    if method == "full":
+        assert theirs.config.num_labels == 2 and theirs.config.id2label == dict(enumerate(HEADS))
+    # Each head has learned its own attribute, also where the other says the opposite.
+    ahead = (scores[::2] - scores[1::2]).T
+    for head, name in enumerate(HEADS):
+        right = [ahead[head][n] * row["attributes"][name] > 0 for n, row in enumerate(judged)
+                 if name in row["attributes"]]  # fmt: skip
+        assert sum(right) / len(right) > 0.8, name
+    assert (ahead[0] * ahead[1] < 0).float().mean() > 0.3
+
+
+def test_each_head_is_evaluated_on_what_judges_it(judged):
+    source = trained("heads-full")
+    metrics = Registry("registry").resolve("heads-full").manifest.metrics
+    held_out = [json.loads(line) for line in Path("runs/heads-full/eval_pairs.jsonl").read_text().splitlines()]
+    for name in HEADS:
+        rows = [row for row in held_out if row["attribute"] == name]
+        lead = [(row["first_score"] - row["second_score"]) * (row["votes"]["first"] - row["votes"]["second"])
+                for row in rows]  # fmt: skip
+        assert metrics[f"held_out_pairs/{name}"] == len(rows) > 3
+        assert metrics[f"accuracy/{name}"]["value"] == pytest.approx(sum(x > 0 for x in lead) / len(lead))
+        log_loss = sum(math.log1p(math.exp(-x)) for x in lead) / len(lead)
+        assert metrics[f"log_loss/{name}"]["value"] == pytest.approx(log_loss, rel=1e-4)
+    assert len([row for row in held_out if row["attribute"] == "polite"]) < len(held_out) / 2
+    journal = [json.loads(line) for line in Path("runs/heads-full/metrics.jsonl").read_text().splitlines()]
+    names = {name for row in journal for name in row}
+    assert {f"{kind}/{name}" for kind in ("train/accuracy", "eval/accuracy", "eval/ece") for name in HEADS} <= names
+    page = Path("runs/heads-full/evaluation.html").read_text()
+    assert "2 scores of an answer: agreeing, polite" in page and page.count("Agrees with") == 2
+    assert json.loads(Path("runs/heads-full/evaluation.json").read_text())["heads"].keys() == set(HEADS)
+    # Both heads are 0 on average over the demonstrations.
+    scalar = load_reward_model(source, several_heads=True).eval()
+    shown = [json.loads(line) for line in Path("sft.jsonl").read_text().splitlines()]
+    rows = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"]} for row in shown]
+    with torch.no_grad():
+        assert scalar.score(*batch(source, rows)).mean(0).abs().max() < 1e-3
+
+
+def test_where_one_score_is_needed_a_model_of_several_is_refused(judged):
+    trained("heads-full")
+    with pytest.raises(ModelError, match="a score for each of agreeing, polite, where one score is needed"):
+        load_reward_model(find_model("heads-full", Registry("registry"), role="reward"))
+    asked = ["score", "heads-full", "pairs.jsonl", "--registry", "registry"]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 2 and "where one score is needed" in result.output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("flags", [(), ("--adapter",)])
+def test_an_exported_adapter_has_its_heads(judged, flags, tmp_path):
+    with torch.enable_grad():
+        source = trained("heads-lora", model={"name": "sft", "method": "lora"}, training={"learning_rate": 1e-2})
+    folder = tmp_path / "out"
+    told = CliRunner().invoke(app, ["models", "export", "heads-lora", str(folder), "--registry", "registry", *flags])
+    assert told.exit_code == 0, told.output
+    assert "2 scores, of agreeing, polite: `num_labels=2`" in (folder / "README.md").read_text()
+    ids, mask = batch(source, judged[:4])
+    ours = load_reward_model(source, several_heads=True).eval().score(ids, mask)
+    if not flags:
+        merged = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        theirs = merged(input_ids=ids, attention_mask=mask).logits - offsets(source)
+        torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
+    with pytest.raises(
+        DataError, match=r"judges none of reward.attributes, but agreeing, polite; did you mean 'polite'"
+    ):
+        run(reward.train.train, RewardStageConfig, heads_settings("nearest", reward={"attributes": ["politee"]}))
+    with pytest.raises(DataError, match=r"no training pair judges 'polit' .* judge agreeing, polite; did you"):
+        run(reward.train.train, RewardStageConfig, heads_settings("near", reward={"attributes": ["agreeing", "polit"]}))
+    with pytest.raises(ConfigError, match=r"training.members: an ensemble has one score for each member"):
+        run(reward.train.train, RewardStageConfig, heads_settings("members", training={"members": 2}))
+
+
+def test_the_whole_is_an_attribute_too_and_one_head_is_a_plain_reward_model(judged):
+    run(reward.train.train, RewardStageConfig, heads_settings("one", reward={"attributes": ["overall"]}))
+    source = find_model("one", Registry("registry"), role="reward")
+    assert load_reward_model(source).heads == ()
+    whole = [row for row in judged if "chosen" in row]
+    assert events("one")["data"]["pairs"] + events("one")["data"]["held_out"] == len(whole)
