@@ -111,3 +111,17 @@ def choosing_half(groups: Sequence[Hashable]) -> list[bool]:
     keys = sorted(set(groups), key=lambda key: hashlib.sha256(repr(key).encode()).digest())
     choosing = set(keys[: (len(keys) + 1) // 2])
     return [key in choosing for key in groups]
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation, ties with their mean rank; 0 where one side is constant."""
+    ranks = [_ranks(first), _ranks(second)]
+    if any(each.std() == 0 for each in ranks):
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from alignment import terminal
 from alignment.cli.rate_command import NEW_LABELER, PORT, REGISTRY, Command, Parser
 from alignment.cli.rate_desk import DESK
+from alignment.cli.rate_refit import check_growth, growth_of, run_influence, show_growth, show_influence
 from alignment.errors import UserError, require_extra
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ Commands for whoever organises the rating ({0} COMMAND --help):
   settings    guideline, questions, calibration round, control items
   order       let a reward model say which items it is least sure of, for --order uncertain
   progress    who rates how fast, what is left and until when; labelers joins names and hashes
-  report      how far labelers agree, with each other and with themselves
+  report      how far labelers agree, with each other and with themselves; --model: what more ratings would bring
+  influence   what a reward model would be without each labeler
   items       list what is flagged, disputed or commented on; show has all of one item
   import      bring ratings in from a file; export writes them to one
   forget      remove a labeler's ratings, and list the models trained on them
@@ -151,14 +153,17 @@ def run_report(args: argparse.Namespace) -> Any:
     from alignment.ratings import RatingsStore
     from alignment.ratings.quality import report
 
+    check_growth(args)
     with RatingsStore(args.db) as store:
-        return report(store)
+        found = report(store)
+    return found | growth_of(args)
 
 
 def show_report(result: dict[str, Any], called: str) -> None:
     from alignment.labeling.report import show
 
     show(result, terminal.screen())
+    show_growth(result)
 
 
 def run_import(args: argparse.Namespace) -> Any:
@@ -235,6 +240,23 @@ COMMANDS = {
         "report --db ratings.db",
         run_report,
         show_report,
+        [
+            (["--model"], {"metavar": "REF", "help": "a reward model: what would more ratings do to its last layer?"}),
+            (["--more"], {"type": int, "metavar": "N", "help": "how many more (default 200)"}),
+            (["--slice"], {"metavar": "KEY", "help": "also by this column of the prompts"}),
+            REGISTRY,
+        ],
+    ),
+    "influence": Command(
+        "What a reward model's last layer would be without each labeler and each item.",
+        "influence --db ratings.db --model demo-reward@prod",
+        run_influence,
+        show_influence,
+        [
+            (["--model"], {"required": True, "metavar": "REF", "help": "a reward model"}),
+            (["--answers"], {"metavar": "FILE", "help": "answers to rank, as a policy's (default: the held-out ones)"}),
+            REGISTRY,
+        ],
     ),
     "import": Command(
         "Bring items and ratings in from a file; the ratings file is made if there is none.",

@@ -27,7 +27,7 @@ from alignment.errors import UserError
 from alignment.evaluation.scored_rows import Found, ScorableAnswers, UnscorableRow, open_rows, rows_to_score
 from alignment.evaluation.scorers import Scorer
 from alignment.files import disk_errors, replace_text
-from alignment.intervals import bootstrap_mean, bootstrap_sums
+from alignment.intervals import bootstrap_mean, bootstrap_sums, spearman
 from alignment.models.adapters import folder_digest
 from alignment.terminal import one_line, progress
 
@@ -337,17 +337,3 @@ def _agreement_figures(scored: Sequence[Mapping[str, Any]], key: str) -> dict[st
         ours, theirs = (np.array(column, dtype=np.float64) for column in zip(*rated, strict=True))
         found["rating_correlation"] = {"spearman": spearman(ours, theirs), "n": len(rated)}
     return found
-
-
-def spearman(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    """Spearman's rank correlation, ties with their mean rank; 0 where one side is constant."""
-    ranks = [_ranks(first), _ranks(second)]
-    if any(each.std() == 0 for each in ranks):
-        return 0.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]

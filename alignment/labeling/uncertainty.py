@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from alignment.data.trimming import fit
+from alignment.labeling.refit.features import encode_answer
 from alignment.models.ensembles import RewardEnsemble, load_reward_model
 from alignment.models.lengths import positions
 from alignment.models.scalar import ScalarModel
@@ -18,8 +18,6 @@ from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.ratings import Item, RatingsStore
 from alignment.registry import Registry
-from alignment.templates.control_tokens import Unrenderable
-from alignment.templates.rendering import Encoded, Message, encode_conversation
 from alignment.tensors import pad_rows
 from alignment.terminal import progress
 
@@ -70,19 +68,12 @@ def _encode(item: Item, tokenizer: PreTrainedTokenizerBase, max_length: int | No
     """Token ids of each completion after the prompt; none where there is nothing to compare or one does not fit."""
     if len(item.completions) < 2:
         return []
-    prompt = [Message(role=turn["role"], content=turn["content"]) for turn in item.prompt]
     rows: list[Row] = []
     for completion in item.completions:
-        answer = Message(role="assistant", content=completion.text)
-        try:
-            encoded: Encoded | None = encode_conversation(tokenizer, [*prompt, answer])
-            if encoded is not None and max_length:
-                encoded = fit(tokenizer, [*prompt, answer], encoded, max_length)
-        except Unrenderable:
+        ids = encode_answer(tokenizer, item.prompt, completion.text, max_length)
+        if ids is None:
             return []
-        if encoded is None:
-            return []
-        rows.append((item.id, encoded.input_ids))
+        rows.append((item.id, ids))
     return rows
 
 

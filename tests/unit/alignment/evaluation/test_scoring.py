@@ -12,7 +12,7 @@ from helpers import tiny
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.cli.score import main
-from alignment.evaluation.scoring import spearman
+from alignment.intervals import spearman
 from alignment.registry import Registry
 from alignment.registry.evaluations import evaluations_of
 

@@ -1,0 +1,1 @@
+"""Studies of what ratings are worth: influence of labelers, forecasts, selection."""

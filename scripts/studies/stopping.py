@@ -1,0 +1,101 @@
+"""When to stop: the forecast of `alignment rate report --model` against what more ratings brought, on 100 splits a set.
+
+    scripts/study.py stopping --hh pairs.jsonl.gz --pandalm testset-v1.json --demo runs/influence
+    scripts/study.py stopping --page         only the page, from existing rows
+
+HH and PandaLM are human votes, whose hidden states are SmolLM2-135M-Instruct's; the demo's ratings and its SFT model
+are those that scripts/study.py influence left. HOME is runs/stopping; docs/development/studies/stopping.md has the
+results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import demo
+
+from studies.ratings_value import forecasts
+
+PAGE = demo.ROOT / "docs" / "development" / "studies" / "stopping.md"
+ROWS = Path("rows.jsonl")
+KNOWN = (0.5, 0.75)
+"""Shares of the ratings that are known."""
+MOST_TOKENS = 96
+"""Of a prompt with an answer, so that one core computes the hidden states in minutes."""
+
+
+def published(name: str, file: Path, most: int) -> tuple[Path, str]:
+    """A ratings file of the short pairs of a published set, and the model that reads them."""
+    from help_desk import real_model
+
+    from alignment.labeling.import_export import import_into
+    from alignment.models.sources import find_model
+    from alignment.models.tokenizers import load_tokenizer
+    from alignment.ratings import RatingsStore
+    from alignment.registry import Registry
+
+    model = real_model.fetch(Path())
+    whole, short = Path(f"{name}-all.db"), Path(f"{name}.db")
+    import_into(whole, "auto", file)
+    with RatingsStore(short, create=True) as store:
+        made = bool(store.items())  # all of them are made in one transaction
+    if not made:
+        tokenizer = load_tokenizer(find_model(model, Registry(), role="policy"))
+        forecasts.shortened(whole, short, tokenizer, MOST_TOKENS, most)
+    return short, model
+
+
+def run(sets: dict[str, tuple[Path, str, str | None]], splits: int) -> None:
+    """All splits of each set; each row is written as soon as it is known."""
+    from alignment.labeling.refit.table import load_refit
+
+    done = {(row["set"], row["known"]) for row in read_rows()}
+    for name, (db, model, registry) in sets.items():
+        if all((name, known) in done for known in KNOWN):
+            continue
+        table = load_refit(str(db), model, registry, trained=False).table
+        for known in KNOWN:
+            if (name, known) in done:
+                continue
+            print(f"{time.strftime('%H:%M:%S')} {name}, {known} known", file=sys.stderr, flush=True)
+            tried = [forecasts.split(table, seed, known) for seed in range(splits)]
+            found = forecasts.summary([each for each in tried if each])
+            with ROWS.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"set": name, "known": known, "pairs": len(table.x), **found}) + "\n")
+
+
+def read_rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.exists() else []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--hh", type=Path, help="pairs as whole transcripts")
+    parser.add_argument("--pandalm", type=Path, help="pairs with three votes each")
+    parser.add_argument("--demo", type=Path, help="working folder of the study influence")
+    parser.add_argument("--pairs", type=int, default=500, help="most pairs of HH and of PandaLM, the shortest")
+    parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--home", type=Path, default=Path("runs/stopping"), help="working folder")
+    parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
+    options = parser.parse_args(argv)
+    files = {"HH": options.hh, "PandaLM": options.pandalm}
+    paths = {name: file.resolve() for name, file in files.items() if file}
+    world = options.demo.resolve() if options.demo else None
+    options.home.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.home)
+    if not options.page:
+        sets: dict[str, tuple[Path, str, str | None]] = {}
+        if world:
+            sets["demo"] = (world / "ratings.db", "help-desk-sft", str(world / "registry"))
+        for name, file in paths.items():
+            sets[name] = (*published(name, file, options.pairs), None)
+        run(sets, options.splits)
+    PAGE.write_text(forecasts.page(read_rows()), encoding="utf-8")
+    return 0
