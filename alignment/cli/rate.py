@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from alignment import terminal
 from alignment.cli.rate_command import NEW_LABELER, PORT, REGISTRY, Command, Parser
 from alignment.cli.rate_desk import DESK
-from alignment.cli.rate_refit import check_growth, growth_of, run_influence, show_growth, show_influence
+from alignment.cli.rate_refit import GROWTH, check_growth, growth_of, run_influence, show_growth, show_influence
 from alignment.errors import UserError, require_extra
 
 if TYPE_CHECKING:
@@ -241,9 +241,7 @@ COMMANDS = {
         run_report,
         show_report,
         [
-            (["--model"], {"metavar": "REF", "help": "a reward model: what would more ratings do to its last layer?"}),
-            (["--more"], {"type": int, "metavar": "N", "help": "how many more (default 200)"}),
-            (["--slice"], {"metavar": "KEY", "help": "also by this column of the prompts"}),
+            *GROWTH,
             REGISTRY,
         ],
     ),

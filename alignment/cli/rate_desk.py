@@ -8,6 +8,7 @@ from typing import Any
 
 from alignment import terminal
 from alignment.cli.rate_command import NEW_LABELER, REGISTRY, URL, Command
+from alignment.cli.rate_refit import GROWTH, change_of, check_growth, growth_of, show_growth
 from alignment.errors import UserError
 
 
@@ -58,10 +59,14 @@ def run_progress(args: argparse.Namespace) -> Any:
     from alignment.ratings import RatingsStore
     from alignment.ratings.progress import progress_of
 
+    check_growth(args)
     if args.link:
+        if args.model:
+            raise UserError("--model makes a forecast, which the page of --link does not show; leave one of them out")
         return {"link": organiser_link(args.db, args.url)}
     with RatingsStore(args.db) as store:
-        return progress_of(store)
+        found = progress_of(store)
+    return found | growth_of(args)
 
 
 def show_progress(result: dict[str, Any], called: str) -> None:
@@ -76,6 +81,7 @@ def show_progress(result: dict[str, Any], called: str) -> None:
         )
         return
     desk.show_progress(result, terminal.screen())
+    show_growth(result)
 
 
 def run_invite(args: argparse.Namespace) -> Any:
@@ -119,9 +125,10 @@ def run_forget(args: argparse.Namespace) -> Any:
 
     with RatingsStore(args.db) as store:
         goes = store.people.holdings(args.name)
+    change = change_of(args) if args.model else {}
     if any(goes.values()) and not args.yes:
         _ask(args, goes)
-    return forget(args.db, args.name, args.registry)
+    return forget(args.db, args.name, args.registry) | change
 
 
 def _ask(args: argparse.Namespace, goes: dict[str, int]) -> None:
@@ -174,6 +181,8 @@ DESK = {
         [
             (["--link"], {"action": "store_true", "help": "make the link to this as a page; an earlier one ends"}),
             URL,
+            *GROWTH,
+            REGISTRY,
         ],
     ),
     "labelers": Command(
@@ -209,6 +218,7 @@ DESK = {
         show_forgotten,
         [
             (["name"], {"metavar": "NAME", "help": "the labeler"}),
+            (["--model"], {"metavar": "REF", "help": "a reward model: what would it be without these ratings?"}),
             REGISTRY,
             (["--yes"], {"action": "store_true", "help": "do not ask"}),
         ],

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from alignment import terminal
 from alignment.errors import UserError
+
+GROWTH: list[tuple[list[str], dict[str, Any]]] = [
+    (["--model"], {"metavar": "REF", "help": "a reward model: what would more ratings do to its last layer?"}),
+    (["--more"], {"type": int, "metavar": "N", "help": "how many more (default 200)"}),
+    (["--slice"], {"metavar": "KEY", "help": "also by this column of the prompts"}),
+]
+"""Options of the commands that show a forecast."""
 
 
 def check_growth(args: argparse.Namespace) -> None:
@@ -50,3 +58,16 @@ def show_influence(result: dict[str, Any], called: str) -> None:
     from alignment.labeling.refit.text import show_influence
 
     show_influence(result, terminal.screen())
+
+
+def change_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What forgetting a labeler would change in a model, said on stderr before it is done; the result's `change`."""
+    from alignment.training.stage import quiet_libraries
+
+    quiet_libraries()
+    from alignment.labeling.refit.commands import forgetting
+    from alignment.labeling.refit.text import forgetting_sentence
+
+    found = forgetting(args.db, args.name, args.model, args.registry)
+    print(forgetting_sentence(found), file=sys.stderr)
+    return {"change": found["change"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 from helpers import tiny
@@ -144,3 +145,24 @@ def test_a_published_model_says_whose_ratings_and_which_prompts(home, tmp_path):
     held_out = {number for number in range(NUMBER) if is_held_out(Prompt(tuple(ask(number))), 0.4, 3)}
     table = fitted.table
     assert {item - 1 for item in table.items[table.held_out].tolist()} - {NUMBER} == held_out
+
+
+def test_forgetting_says_what_it_changes_before_it_is_done(home, tmp_path, capsys):
+    db = tmp_path / "r.db"
+    with RatingsStore(home / "r.db"):  # folds the log into the file
+        pass
+    shutil.copy(home / "r.db", db)
+    command = ("forget", "cyn", "--db", db, "--model", home / "reward")
+    assert "Without the ratings of cyn" in (refused := said(capsys, *command, code=2).err) and "--yes" in refused
+    done = said(capsys, *command, "--yes", "--json")
+    assert "Without the ratings of cyn" in done.err and json.loads(done.out)["change"]["labeler"] == "cyn"
+    with RatingsStore(db) as store:
+        assert "cyn" not in {rating.labeler for rating in store.ratings()}
+
+
+def test_progress_has_the_forecast_too(home, capsys):
+    command = ("progress", "--db", home / "r.db", "--model", home / "reward")
+    assert json.loads(said(capsys, *command, "--json").out)["growth"]["more"] == 200
+    assert "If you go on" in said(capsys, *command).out
+    assert "--model" in said(capsys, "progress", "--db", home / "r.db", "--more", "9", code=2).err
+    assert "leave one of them out" in said(capsys, *command, "--link", code=2).err
