@@ -226,8 +226,12 @@ class RatingPage:
         if item is None or shown is None:
             return RedirectResponse("/", 303)
         said = [*map(by_letter, shown.votes), *shown.comments]
-        verdict, csrf = by_letter(shown.verdict), seal(visit.token)
-        return self._page("votes.html", item=item, names=names_of(item), verdict=verdict, votes=said, csrf=csrf)
+        words: dict[str, Any] = {
+            "verdict": by_letter(shown.verdict),
+            "csrf": seal(visit.token),
+            "rendered": item_html(item),
+        }
+        return self._page("votes.html", item=item, names=names_of(item), votes=said, **words)
 
     def error(self, _: Request, error: Exception) -> Response:
         """Any failure as one plain page. What it was in detail is for the operator's terminal alone."""

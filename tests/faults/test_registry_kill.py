@@ -186,7 +186,7 @@ COLLECTING = (
     EVERY_CALL
     + """
 import shutil
-from alignment.registry import Parent
+from alignment.registry import Parent, trash
 registry = Registry(folder)
 publish(), publish(), publish(), publish()
 start = registry.resolve("m@v2")
@@ -203,7 +203,9 @@ for fatal in range(10_000):
         for version in registry.versions(name):
             version.verify(cold=True)
             assert all(registry.resolve(parent.ref) for parent in version.manifest.parents)
+    trash.TRANSIT_SECONDS = 0.0  # the killed collection was an hour ago
     again = retention.collect(registry, grace=0, purge_after=0, delete=True)
+    trash.TRANSIT_SECONDS = 3600.0
     results.append([dead, numbers, registry.numbers("m"), publish().number])
     if not dead:
         break

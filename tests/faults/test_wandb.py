@@ -190,11 +190,13 @@ ELSEWHERE = {
         "eval/best_reachable",
         *(metric.name for metric in declared.REWARD if metric.name.startswith("labels/")),
     },
-    # Families, by their parts; where several responses to a prompt are compared; where vLLM samples.
+    # Families, by their parts; bounds; where several responses to a prompt are compared; where vLLM samples.
     "ppo": {
         "reward/*",
         "eval/reward/*",
         "eval/reward_se/*",
+        "multiplier/*",
+        "slack/*",
         "rollout/without_spread",
         "rollout/sampler_gap_mean",
         "rollout/sampler_gap_max",
