@@ -228,4 +228,5 @@ def _publish(
         metrics=metrics,
         seed=seed,
         run=Run(),
+        has_folder=False,
     )

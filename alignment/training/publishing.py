@@ -100,10 +100,11 @@ def publish(
     run: Run,
     base: Parent | None = None,
     journal: Journal | None = None,
+    has_folder: bool = True,
 ) -> Version:
     """Publish a saved model (main process only), or an adapter of `base`, and move the config's alias to it.
 
-    The journal's mirror gets it too.
+    The journal's mirror gets it too. Without a run folder (`has_folder` is false) the version names no run.
 
     Raises:
         ModelError: the weights are not finite.
@@ -130,7 +131,7 @@ def publish(
         metrics=dict(metrics),
         seed=seed,
         world_size=processes.world_size(),
-        run_id=config.name if journal is not None else None,  # without a journal there is no run folder
+        run_id=config.name if has_folder else None,
         publish_id=run.publish_id(config.registry.name),
         remote_code=trusted and any(folder.rglob("*.py")),
         wandb_url=journal.wandb_url if journal else None,
