@@ -130,6 +130,11 @@ def qa_prompt(row: Mapping[str, Any]) -> Turns:
     return with_system(row, (Message(role="user", content=rag_prompt(question, passages) if passages else question),))
 
 
+def _flat(document: list[Any]) -> list[Any]:
+    """The title and the sentences of a document of HotpotQA."""
+    return [part for item in document for part in (item if isinstance(item, list) else [item])]
+
+
 def documents_in(value: Any, key: str) -> list[str]:
     """Documents as strings; empty ones are left out.
 
@@ -146,11 +151,8 @@ def documents_in(value: Any, key: str) -> list[str]:
         if isinstance(document, Mapping):
             parts = [document.get("title"), document.get("text", document.get("content"))]
             texts.append("\n".join(check_text(part, f"a document of '{key}'") for part in parts if part is not None))
-        elif isinstance(document, list):
-            parts = [part for item in document for part in (item if isinstance(item, list) else [item])]
-            if not parts:
-                continue
-            title, *sentences = parts
+        elif isinstance(document, list) and (sentences := _flat(document)):
+            title, *sentences = sentences
             body = " ".join(check_text(sentence, f"a sentence of '{key}'") for sentence in sentences)
             texts.append(f"{check_text(title, f'a title of {key!r}')}\n{body}".strip())
         else:

@@ -25,7 +25,7 @@ from alignment.registry import Registry
 from alignment.runs.journal import Journal
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
-from reward.batches import score_questions
+from reward.batches import score_heads
 from reward.config import RewardStageConfig
 from reward.finish import GateError, check_gate
 from reward.prepare import prepare
@@ -197,9 +197,9 @@ def test_demonstrations_are_scored_once(house, monkeypatch):
 
     def counting(model, questions, *given, **more):
         scored.append(len(questions))
-        return score_questions(model, questions, *given, **more)
+        return score_heads(model, questions, *given, **more)
 
-    monkeypatch.setattr(reward.finish, "score_questions", counting)
+    monkeypatch.setattr(reward.finish, "score_heads", counting)
     run(reward.train.train, RewardStageConfig, settings("once"))
     assert scored.count(40) == 1
     assert abs(mean_score("once")) < 1e-3

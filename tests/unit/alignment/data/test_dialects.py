@@ -583,9 +583,10 @@ def test_a_bad_rank_in_a_table_of_messages_is_a_bad_row_and_the_others_are_read(
     assert [each["text"] for each in found["d:1"]["prompt"]["replies"]] == ["There."]
 
 
-def test_an_empty_document_is_left_out():
-    row = {"question": "Where?", "context": [[[]], [], "In the shed."], "answer": "Shed."}
-    assert only(row).messages[0]["content"] == "Documents:\n\n[1] In the shed.\n\nQuestion: Where?"
+def test_a_document_of_empty_lists_is_a_bad_row():
+    for empty in ([], [[]]):
+        with pytest.raises(BadRow, match="a document of 'context' must be a string, found list"):
+            only({"question": "Where?", "context": [empty, "In the shed."], "answer": "Shed."})
 
 
 def test_what_no_parser_thought_of_is_a_bad_row(monkeypatch):
