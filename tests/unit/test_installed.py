@@ -89,6 +89,7 @@ def test_a_missing_extra_is_one_line_that_names_it(command, package, extra, tmp_
     """The import is blocked, and `can_draw` told that there is a terminal."""
     with RatingsStore(tmp_path / "r.db", create=True) as store:
         store.add_item([{"role": "user", "content": "When?"}], [{"text": "At nine."}, {"text": "At ten."}])
+        store.settings.guideline = "Facts first."  # without one there is a warning
     code = (
         f"import sys; sys.modules[{package!r}] = None; from alignment.cli import main, rate;"
         " rate.can_draw = lambda _: True; main.main()"
