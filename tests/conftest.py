@@ -1,6 +1,7 @@
 """Keeps every library off the network before it is imported."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,10 @@ for name in (
     "WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_DISABLED",
 ):  # fmt: skip
     os.environ.pop(name, None)  # a test must not touch what the person running it has
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in the background; children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # A busy machine is no counterexample.
