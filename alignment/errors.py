@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 
@@ -49,3 +51,9 @@ def require_extra(extra: str, *packages: str, purpose: str) -> None:
         raise UserError(
             f"{purpose} needs {' and '.join(missing)}, not installed here: pip install 'rlhf-alignment-suite[{extra}]'"
         )
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: `; did you mean 'helpful'?`, or nothing where none is near."""
+    near = difflib.get_close_matches(wrong, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -10,7 +10,7 @@ from alignment.evaluation.best_of_n import MOST, best_of_n_table
 from ppo.config import PPOStageConfig
 
 SHARE = 0.05
-"""Of the run's episodes that the draws may cost, where its evaluations cost less."""
+"""The share of the run's episodes that the draws may cost, where its evaluations cost less."""
 
 
 class StartDraws(NamedTuple):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
+
+from alignment.errors import did_you_mean
 
 _BOUND = re.compile(r"\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
@@ -53,10 +54,9 @@ def check_components(weights: Mapping[str, float], constraints: Collection[str],
     """
     for name in constraints:
         if name not in weights:
-            near = difflib.get_close_matches(name, weights, 1)
             raise ValueError(
                 f"rewards.constraints: {name!r} is no component of the score; there are {', '.join(weights)}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                + did_you_mean(name, weights)
             )
     if not any(weights.values()):
         raise ValueError("every component of the score has weight 0, so there is nothing to maximise; raise one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment.errors import ModelError
+from alignment.errors import ModelError, did_you_mean
 from alignment.models import trainable
 from alignment.models.classifiers import body_width
 from alignment.models.ensembles import load_member
@@ -48,10 +47,9 @@ def weights_of_heads(config: ModelsConfig, source: ModelSource, key: str) -> lis
         )
     for name in weights:
         if name not in heads:
-            near = difflib.get_close_matches(name, heads, 1)
             raise ModelError(
                 f"model.reward_weights: {source.label} (model.{key}) has no head {name!r}; it has {', '.join(heads)}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                + did_you_mean(name, heads)
             )
     missing = [name for name in heads if name not in weights]
     if missing:

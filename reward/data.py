@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from alignment.data.reading import Records, check_bad, train_and_eval
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import DataError
 from alignment.data.sources import Rows, RowSource, open_source
+from alignment.errors import did_you_mean
 from alignment.ratings import Item, Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import reliability
 from alignment.ratings.preferred import notes_on_test_set, nothing_rated
@@ -237,10 +237,9 @@ def _check_attributes(where: str, attributes: AttributeReader, pairs: Sequence[C
         judged = [pair for pair in pairs if pair.attribute == name]
         if not judged:
             others = sorted(other for other in attributes.seen if other != name)
-            near = difflib.get_close_matches(name, others, 1)
             raise DataError(
                 f"{where}: no training pair judges {name!r} of reward.attributes; the rows judge "
-                f"{', '.join(others) or 'no attribute'}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"{', '.join(others) or 'no attribute'}" + did_you_mean(name, others)
             )
         if all(pair.target == 0.5 for pair in judged):
             raise DataError(

@@ -9,7 +9,6 @@ whole.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +22,7 @@ from alignment.data.parsing import LEARNED, to_judgements
 from alignment.data.preferences import Choice, number_of
 from alignment.data.records import Comparison, CompletionRating, Vote
 from alignment.data.row_files import BadRow
+from alignment.errors import did_you_mean
 
 COLUMN = "attributes"
 OVERALL = "overall"
@@ -77,11 +77,11 @@ class AttributeReader:
 
     def _none_of(self, others: Sequence[str]) -> str:
         """Why a row that judges these attributes alone is passed over."""
-        near = [close for name in self.names for close in difflib.get_close_matches(name, others, 1)]
+        hints = filter(None, (did_you_mean(name, others) for name in self.names))
         return (
             "judges none of reward.attributes"
             + (f", but {', '.join(sorted(others))}" if others else "")
-            + (f"; did you mean {near[0]!r}?" if near else "")
+            + next(hints, "")
         )
 
     def of_record(self, record: Judgement) -> Judgement | None:

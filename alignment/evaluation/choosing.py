@@ -192,7 +192,7 @@ def _ratio(total: NDArray[np.float64], size: NDArray[np.float64]) -> NDArray[np.
 
 
 def bits_per_byte(column: Columns, keys: Sequence[tuple[int, int, int]]) -> Estimate:
-    """Of these answers, with a 95% interval over prompts."""
+    """The mean over these answers, with a 95% interval over prompts."""
     bits, size = (_array(column, keys, index) for index in (0, 1))
     return bootstrap_sums((bits, size), _ratio, [column[key][4] for key in keys])
 

@@ -192,7 +192,7 @@ def _measured(found: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], TaskS
 
 
 def _digest(samples: Sequence[Mapping[str, Any]]) -> str | None:
-    """Of the questions and their right answers, in order."""
+    """A hash over the questions and their right answers, in order."""
     asked = sorted({(int(each["doc_id"]), each["doc_hash"], each["target_hash"]) for each in samples})
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest() if asked else None
 

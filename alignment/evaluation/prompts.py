@@ -53,7 +53,7 @@ def read_prompts(
     for place, reason in records.bad[:1]:
         if len(records.bad) > config.max_bad_share * total:
             bad = f"{len(records.bad)} of {total} rows are bad" if total > 1 else "the only row is bad"
-            raise UserError(f"{place}: {reason} ({bad}); mend them or take them out")
+            raise UserError(f"{place}: {reason} ({bad}); correct them or take them out")
         print(f"{place}: {reason} ({counted(len(records.bad), 'row')} left out)", file=sys.stderr)
     found: dict[str, Prompt] = {}
     for prompt in records.items[:limit]:

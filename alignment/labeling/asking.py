@@ -29,7 +29,7 @@ class Step:
     attribute: Attribute
     place: int | None
     name: str
-    """Of that answer; empty for a pair, and where there is one answer alone."""
+    """The letter of that answer; empty for a pair, and where there is one answer alone."""
 
     @property
     def keys(self) -> Mapping[str, int]:

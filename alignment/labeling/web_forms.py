@@ -33,7 +33,7 @@ Button = tuple[str, str, str]
 
 
 def names_of(item: Assignment) -> list[str]:
-    """Of the answers. Letters where the terminal says left and right: on a phone they stand one below the other."""
+    """Names of the answers. They are letters because on a phone left and right stand one below the other."""
     names = {"pair": ["Answer A", "Answer B"], "single": ["Answer"]}
     return names.get(item.kind) or [f"Answer {number + 1}" for number in range(len(item.completions))]
 

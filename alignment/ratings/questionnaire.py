@@ -1,7 +1,7 @@
 """What labelers are asked of an item beside the choice, and the answers to it.
 
 A questionnaire is declared in a YAML file and kept in the ratings file, a version for each change. Answers are an
-object for JSON, in which whatever was not given is left out:
+object for JSON, without what was not given:
 
 - `attributes`: values by name. On the pair scale, 3 (the first answer is much better) to -3 (the second is), 0 a tie;
   on the scale 1 to 7, a list with a number for each completion.

@@ -83,12 +83,12 @@ class WinRecord(_Evaluation):
 
     @property
     def opponent(self) -> str | None:
-        """The other model, whatever its name is; None where only its name is known."""
+        """Identifies the other model independently of its name; None where only its name is known."""
         return self.against_identity or self.against_digest
 
     @property
     def question(self) -> Hashable:
-        """What is asked, whatever the data."""
+        """The question, without the data that it was asked on."""
         return "win_rate", self.against, self.opponent, self.judge
 
     @property
@@ -145,12 +145,12 @@ class FigureRecord(_Evaluation):
 
     @property
     def opponent(self) -> str | None:
-        """The other model, whatever its name is; None where only its name is known."""
+        """Identifies the other model independently of its name; None where only its name is known."""
         return self.against_digest
 
     @property
     def question(self) -> Hashable:
-        """What is asked, whatever the data; a task or a general text is part of what `alignment eval` asks."""
+        """The question, without the data; a task or a general text is part of a question of `alignment eval`."""
         of_task = self.data if self.command == "eval" else None
         return self.command, self.figure, self.against, self.opponent, self.judge, of_task
 
@@ -276,7 +276,7 @@ class NamedEvaluations:
 
     single: dict[str, Evaluation]
     several: dict[str, list[str]]
-    """Of a name that fits several questions: their whole names, grouped by opponent."""
+    """The whole names of the questions that a short name fits, grouped by opponent."""
     names: list[str]
     """All whole names, grouped by opponent."""
 

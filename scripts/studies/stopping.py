@@ -28,7 +28,7 @@ ROWS = Path("rows.jsonl")
 KNOWN = (0.5, 0.75)
 """Shares of the ratings that are known."""
 MOST_TOKENS = 96
-"""Of a prompt with an answer, so that one core computes the hidden states in minutes."""
+"""Most tokens of a prompt with an answer, so that one core computes the hidden states in minutes."""
 
 
 def published(name: str, file: Path, most: int) -> tuple[Path, str]:

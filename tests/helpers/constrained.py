@@ -21,7 +21,7 @@ def tilted(start, rewards, costs, multiplier, kl_coef):
 
 
 def mean(logp, values):
-    """Of all answers to both prompts."""
+    """Over all answers to both prompts."""
     return float((logp.exp() * values).sum(1).mean())
 
 

@@ -151,7 +151,7 @@ def _misfit(curve: Curve, mean: Array, exponent: float) -> float:
 
 
 def _variances(curve: Curve) -> Array:
-    """Of the mean losses at each size but the last, (S - 1,)."""
+    """Variances of the mean losses at each size but the last, (S - 1,)."""
     sizes = curve.sizes[:-1]
     return np.asarray(np.maximum(_spread(curve, sizes) * (1 / sizes - 1 / curve.sizes[-1]) / len(curve.losses), 1e-12))
 

@@ -19,7 +19,7 @@ ones a few dozen prompts chose some that overfitted."""
 FOLDS = 5
 MOST_STEPS = 50
 TOLERANCE = 1e-7
-"""Of the gradient, for each unit of weight."""
+"""The largest gradient at which a fit has converged, for each unit of weight."""
 
 
 class Projection(NamedTuple):

@@ -13,7 +13,7 @@ from alignment.labeling.refit.head import Array, fit_head, hessian, losses, prob
 from alignment.labeling.refit.table import Refit, VoteTable
 
 SCALE_PENALTY = 1e-3
-"""Of the squared scale; it keeps that of separated votes finite."""
+"""The penalty on the squared scale; it keeps the scale finite where votes are separated."""
 TOP_SHARE = 0.1
 """Share of the answers, by score, that are the top ones."""
 

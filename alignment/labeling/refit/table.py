@@ -36,7 +36,7 @@ NONE, OTHER = "(none)", "(other)"
 
 
 def _no_model(answers: Sequence[Answer]) -> Array:
-    """Of a table that was not made from a ratings file."""
+    """Stands for the model in a table that was not made from a ratings file; it encodes nothing."""
     raise AssertionError(f"no model for {len(answers)} answers")
 
 
