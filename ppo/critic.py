@@ -19,8 +19,9 @@ from alignment.models.shared_base import add_adapter, add_reward_adapter, save_a
 from alignment.models.sources import ModelSource
 from ppo.algorithm import ScoreStats
 from ppo.config import ModelsConfig
-from ppo.models import Models, Role
+from ppo.models import Models
 from ppo.options import REFERENCE, VALUE, critic_options, how_to_load
+from ppo.roles import Role
 
 
 def new_head(role: Role) -> ScoreHead:

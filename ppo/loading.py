@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config.sections import ModelConfig
+from alignment.distributed import zero3
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.sampling import vocabulary_of
 from alignment.models import trainable
@@ -33,7 +35,7 @@ from ppo.critic import (
     reward_adapter_critic,
     weights_of_heads,
 )
-from ppo.models import NO_GRADIENT, Models, PolicyAndValue, RewardModel, Role, pack_if_possible
+from ppo.models import Models
 from ppo.options import (
     POLICY,
     REFERENCE,
@@ -42,7 +44,10 @@ from ppo.options import (
     critic_kind,
     how_to_load,
     policy_options,
+    scorer_options,
 )
+from ppo.reward_model import RewardModel
+from ppo.roles import NO_GRADIENT, PolicyAndValue, Role, pack_if_possible
 
 SCORERS = ("reward", "held_out_reward")
 
@@ -155,7 +160,7 @@ def load_models(
     held_out = None
     if "held_out_reward" in sources:
         weights = weights_of_heads(config.model, sources["held_out_reward"], "held_out_reward")
-        held_out = load_scorer(sources["held_out_reward"], tokenizer, how_to_load(config.model), weights)
+        held_out = load_scorer(sources["held_out_reward"], tokenizer, scorer_options(config), weights)
     trained = PolicyAndValue(policy, critic)
     if trained.on_trunk and policy.layers is None:
         raise ModelError(not_on_trunk(policy))
@@ -221,7 +226,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
             reference, critic = add_critic_adapter(reference, model, sources)
     reward = None
     if "reward" in sources:
-        reward = load_scorer(sources["reward"], tokenizer, how_to_load(model), **combination(model))
+        reward = load_scorer(sources["reward"], tokenizer, scorer_options(config), **combination(model))
     return Assembly(policy, reference, critic, reward, base)
 
 
@@ -343,9 +348,11 @@ def load_scorer(
         collapse(loaded, weights)
     scorer_tokenizer = load_tokenizer(source, options)
     # One tokenizer does not make one vocabulary: tokens added to the policy's are unknown to a reward model before it.
-    if not same_tokens(tokenizer, scorer_tokenizer) or token_limit(loaded) < vocabulary_of(tokenizer):
-        return text_scorer(source, loaded, scorer_tokenizer, options)
-    return token_scorer(loaded)
+    own = not same_tokens(tokenizer, scorer_tokenizer) or token_limit(loaded) < vocabulary_of(tokenizer)
+    scorer = text_scorer(source, loaded, scorer_tokenizer, options) if own else token_scorer(loaded)
+    for body in scorer.bodies():
+        zero3.cast(body, getattr(torch, options.dtype))  # shards are loaded in float32
+    return scorer
 
 
 def token_limit(loaded: ScalarModel | RewardEnsemble) -> int:

@@ -35,6 +35,12 @@ def how_to_load(config: ModelsConfig) -> ModelConfig:
     return ModelConfig(name=config.policy, trust_remote_code=config.trust_remote_code)
 
 
+def scorer_options(config: PPOStageConfig) -> ModelConfig:
+    """A reward model: its body in bfloat16 where training computes in that, its head in float32."""
+    dtype = "bfloat16" if config.training.bf16 else "float32"
+    return how_to_load(config.model).model_copy(update={"dtype": dtype})
+
+
 def with_trained_method(config: PPOStageConfig, source: ModelSource, base: ModelSource | None) -> PPOStageConfig:
     """The config with the method that the policy was really trained by: an adapter's version is loaded by that.
 

@@ -18,10 +18,10 @@ from alignment.reports.judges import reward_parts
 from alignment.training import arguments, publishing
 from ppo.batch_plan import batch_plan
 from ppo.config import PPOStageConfig
-from ppo.models import NO_GRADIENT
 from ppo.options import critic_kind, policy_options
 from ppo.prepare import check_config, prepare
 from ppo.reward_sources import load_sources
+from ppo.roles import NO_GRADIENT
 
 Shapes = Mapping[str, PreTrainedConfig]
 """Model shapes by role: init (the policy), reference, and as far as there are any reward, held_out_reward and value."""
@@ -143,12 +143,13 @@ def _roles(
 
 
 def _scorer(config: PPOStageConfig, shape: PreTrainedConfig, role: str, policy: Model, members: int) -> list[Model]:
-    """A reward model in float32; in shared mode the one that is trained against is an adapter and a head."""
+    """A reward model, its body in bfloat16 where training is; in shared mode the one that is trained against is an
+    adapter and a head."""
     if config.model.mode == "shared" and role == "reward":
         count = policy.trained + policy.shape.hidden_size
         return [frozen(policy, parameters=count, in_engine=True)] * members
     whole = sized(shape, ModelConfig(name=role), AnyClassifier)
-    return [frozen(whole)] * members
+    return [frozen(whole, frozen_bytes=4.0 if config.training.bf16 is False else 2.0)] * members
 
 
 def _critic(config: PPOStageConfig, shapes: Shapes, policy: Model, options: ModelConfig) -> Model | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from alignment.distributed.processes import Accelerator, all_reduce_sum, on_every_process
+from alignment.distributed.processes import Accelerator, all_reduce_max, all_reduce_sum, on_every_process
 from alignment.errors import ModelError
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
@@ -22,9 +22,11 @@ from alignment.templates.rendering import Message
 from ppo import sampler_gap
 from ppo.components import Components
 from ppo.config import PPOStageConfig
-from ppo.models import NO_GRADIENT, Models, Pass, RewardModel, Role
+from ppo.models import Models
 from ppo.prompts import Task
+from ppo.reward_model import RewardModel
 from ppo.reward_sources import Source
+from ppo.roles import NO_GRADIENT, Pass, Role
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 
 T = TypeVar("T")
@@ -186,8 +188,9 @@ class Collector:
         models, device = self.models, self.accelerator.device
         seeds = [stream_seed("sample", *seed, task.prompt_index, task.repeat) for task in tasks]
         prompts = [task.ids for task in tasks]
-        # Under ZeRO-3 the policy is gathered once, for sampling and for all that is read from its weights.
-        with self.accelerator.autocast(), models.resident(models.on_policy(), device):
+        # Under ZeRO-3 this engine samples from a whole policy, from which all is read then that has its weights.
+        whole = isinstance(self.sampler, TransformersEngine) and responses is None
+        with self.accelerator.autocast(), models.resident(models.on_policy(), device, whole=whole):
             started = time.monotonic()
             if responses is not None:
                 sampled = Sampled(list(responses), None)
@@ -246,7 +249,7 @@ class Collector:
         other = torch.autocast(grid.device.type, coarse, enabled=not self.config.training.bf16)
         for batch in self._batches(rows):
             with other:
-                logprobs = self.models.trained.forward(batch, "policy", self.config.rollout.temperature).logprobs
+                logprobs = self.models.trained(batch, "policy", self.config.rollout.temperature).logprobs
             assert logprobs is not None
             batch.put(grid, logprobs)
         return grid
@@ -260,16 +263,19 @@ class Collector:
         grid = torch.zeros(len(rows), width, device=device)
         with self.accelerator.autocast(), self.models.resident(self.models.critic.modules(), device):
             for batch in self._batches(rows):
-                values = trained.forward(batch, "value", self.config.rollout.temperature).values
+                values = trained(batch, "value", self.config.rollout.temperature).values
                 assert values is not None
                 batch.put(grid, values)
         return grid
 
     def _batches(self, rows: Sequence[Row]) -> list[Microbatch]:
+        """Rows of like length together; where each pass is a collective, as many batches on each process."""
         max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
         packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
         parts = split_by_tokens(rows, range(len(rows)), max_tokens, packed)
-        return [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
+        batches = [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
+        missing = all_reduce_max(len(batches)) - len(batches) if self.models.sharded else 0
+        return batches + batches[:1] * missing
 
     def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
         """Calls that fill the grids, each with the role whose weights it takes.
@@ -283,13 +289,14 @@ class Collector:
 
         def run(what: Pass) -> None:
             for batch in batches:
-                outputs = trained.forward(batch, what, temperature, with_entropy=True)
+                outputs = trained(batch, what, temperature, with_entropy=True)
                 for grid, column in zip((grids.logprobs, grids.entropy, grids.values), outputs, strict=True):
                     batch.put(grid, column)
 
         def compare() -> None:
             for batch in batches:
-                batch.put(grids.ref_logprobs, models.reference.logprobs(batch, temperature).logprobs)
+                outputs = models.run(models.reference, models.reference.logprobs, batch, temperature)
+                batch.put(grids.ref_logprobs, outputs.logprobs)
 
         passes = [(models.policy, partial(run, "both" if trained.on_trunk else "policy"))]
         if critic is not None and not trained.on_trunk:

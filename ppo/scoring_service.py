@@ -1,8 +1,9 @@
 """A reward model behind HTTP, as `rewards.others[].url` asks for it: `alignment score MODEL --serve`.
 
-What one request asks is laid out and computed exactly as a PPO process does with a model of its own (`ppo.models`), and
-requests are computed one after the other. Rows of two requests in one forward pass would be faster, but matrix products
-round differently with the number of rows, so a run would no longer equal one with the model held in process.
+What one request asks is laid out and computed exactly as a PPO process does with a model of its own
+(`ppo.reward_model`), and requests are computed one after the other. Rows of two requests in one forward pass would be
+faster, but matrix products round differently with the number of rows, so a run would no longer equal one with the model
+held in process.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from alignment.templates.rendering import Message, encode_text
 from alignment.terminal import one_line, say
 from ppo.config import ModelsConfig
 from ppo.loading import text_scorer, token_limit, token_scorer
-from ppo.models import NO_GRADIENT, RewardModel, pack_if_possible
 from ppo.options import combination
+from ppo.reward_model import RewardModel
 from ppo.reward_services import OFFERS, WANTS
+from ppo.roles import NO_GRADIENT, pack_if_possible
 from ppo.sequences import Row
 
 MAX_BODY = 2**28

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from alignment.models.selfcheck import (
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
 from ppo.critic import not_on_trunk
-from ppo.models import Models, Role
+from ppo.models import Models
+from ppo.roles import Role
 from ppo.sequences import Microbatch, Row, lay_out
 
 PROMPTS, RESPONSES = (13, 7), (8, 5, 6)
@@ -74,7 +75,8 @@ def check_models(
                 raise CheckError(f"{reason}; name another reward model")
     if isinstance(engine, TransformersEngine):
         policy = models.policy
-        with accelerator.autocast(), models.resident(models.on_policy(), accelerator.device), policy.active():
+        whole = models.resident(models.on_policy(), accelerator.device, whole=True)
+        with accelerator.autocast(), whole, policy.active():
             sample = TransformersEngine(policy.model).sample
             way = processes.on_every_process(lambda: find_way(policy.model, prompts, sampling, sample))
         ways = [each for share in processes.gather_lists([way]) for each in share]
@@ -95,10 +97,7 @@ class _Check:
     def split(self) -> None:
         """Check that each policy can be run at all, is causal, and is a body and a head."""
         for role in self._policies():
-            with self._running(role):
-                row = self.rows[0].prompt + self.rows[0].response
-                plain_logprobs(role.base, [row])
-                reason = agreed(why_not_split(role.base, row)) if role.layers is not None else None
+            reason = self._of(role, self._why_not_split)
             if reason is None:
                 continue
             if role is self.models.policy and self.models.trained.on_trunk:
@@ -110,10 +109,7 @@ class _Check:
         """Why the roles' rows are wrong if they are laid out so, of the first that is."""
         critic = self.models.critic
         for role in self._policies():
-            with self._running(role):
-                expected = [self._plain_logprobs(role, row) for row in self.rows]
-                reason = agreed(why_wrong(role.base, partial(self._logprobs, role, packed), expected))
-            if reason:
+            if reason := self._of(role, self._why_logprobs_wrong, packed):
                 return f"{type(role.base).__name__}: {reason}"
         if critic is not None and not self.models.trained.on_trunk:
             return self.why_states_wrong(critic, packed)
@@ -121,10 +117,7 @@ class _Check:
 
     def why_states_wrong(self, role: Role, packed: bool) -> str | None:
         """The same of the last hidden states, which a critic or reward model reads."""
-        with self._running(role):
-            expected = [self._plain_states(role, row) for row in self.rows]
-            scale = float(torch.cat(expected).float().std()) or 1.0
-            reason = agreed(why_wrong(role.base, partial(self._states, role, packed), expected, scale))
+        reason = self._of(role, self._why_states_wrong, packed)
         return f"{type(role.base).__name__}: {reason}" if reason else None
 
     def _policies(self) -> list[Role]:
@@ -132,13 +125,27 @@ class _Check:
         same = (policy.model, policy.adapter) == (reference.model, reference.adapter)
         return [policy] if same else [policy, reference]
 
-    @contextmanager
-    def _running(self, role: Role) -> Iterator[None]:
+    def _of(self, role: Role, find: Callable[..., str | None], *args: Any) -> str | None:
+        """What one of the functions below finds of a role, on any process."""
         models = self.models
         modules = models.on_policy() if role.model is models.policy.model else role.modules()
         resident = models.resident(modules, self.device)
         with self.accelerator.autocast(), resident, undisturbed(role.model), role.active():
-            yield
+            return agreed(models.run(role, find, role, *args))
+
+    def _why_not_split(self, role: Role) -> str | None:
+        row = self.rows[0].prompt + self.rows[0].response
+        plain_logprobs(role.base, [row])
+        return why_not_split(role.base, row) if role.layers is not None else None
+
+    def _why_logprobs_wrong(self, role: Role, packed: bool) -> str | None:
+        expected = [self._plain_logprobs(role, row) for row in self.rows]
+        return why_wrong(role.base, partial(self._logprobs, role, packed), expected)
+
+    def _why_states_wrong(self, role: Role, packed: bool) -> str | None:
+        expected = [self._plain_states(role, row) for row in self.rows]
+        scale = float(torch.cat(expected).float().std()) or 1.0
+        return why_wrong(role.base, partial(self._states, role, packed), expected, scale)
 
     def _plain_logprobs(self, role: Role, row: Row) -> Tensor:
         logits = plain_logits(role.base, row.prompt + row.response)[len(row.prompt) - 1 : -1, : role.vocabulary]

@@ -20,7 +20,7 @@ from ppo.algorithm import (
 from ppo.config import PPOStageConfig
 from ppo.constraints import Lagrangian
 from ppo.controllers import KLController, RewardScaler
-from ppo.models import Role
+from ppo.roles import Role
 from ppo.rollout import Rollout
 
 GAMMA = 1.0

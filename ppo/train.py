@@ -48,7 +48,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     publishing.pin_models(config, registry, begun.run)
     heartbeat.enter("loading the models", patient=True)
     torch.manual_seed(config.training.seed)
-    with zero3.unpartitioned_loading():  # partitioned later: shards can be neither merged nor given a head
+    with zero3.loading_in_shards():
         models = load_models(config, prepared.sources, prepared.tokenizer)
     data = prepared.fingerprints
     with opening.open_journal(config, "ppo", begun) as journal:

@@ -18,8 +18,9 @@ from alignment.training.halving import MAX_HALVINGS
 from ppo.algorithm import kl_loss, policy_loss, truncated_importance_weights, value_loss
 from ppo.config import PPOStageConfig
 from ppo.metrics import MetricSums
-from ppo.models import Models, Outputs, Pass
+from ppo.models import Models
 from ppo.prompts import prompt_batches
+from ppo.roles import Outputs, Pass
 from ppo.rollout import Rollout
 from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
 from ppo.targets import CriticTargets, Targets

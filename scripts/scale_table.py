@@ -79,6 +79,8 @@ def config_of(size: PolicySize, critic: str, mode: str) -> Any:
 
     changes = [f"model.policy={size.name}", f"model.reward={size.name}", f"model.mode={mode}", f"model.value={critic}"]
     changes += ["model.offload=false"] if mode == "shared" else []
+    if size.together > 1:  # one GPU does not hold the policy: vLLM samples on GPUs of its own
+        changes += ["rollout.engine=vllm", "rollout.vllm.server_base_url=http://sampler:8000"]
     changes += [f"training.microbatch_tokens={size.microbatch}", f"rollout.batch_size={max(EPISODES, 4 * size.gpus)}"]
     return load_config(PPOStageConfig, ROOT / "configs" / "ppo" / "8b.yaml", changes)
 

@@ -227,9 +227,10 @@ def report(
     work = plans[0].work
     if work.vllm:
         notes.append(f"cache: vLLM holds {work.vllm / 1e9:.1f} GB of each GPU while it samples")
+    whole, shards = (work.loading(stage) * cluster.gpus / 1e9 for stage in (0, 3))
     notes.append(
-        f"loading: the processes of a node take {work.loading * cluster.gpus / 1e9:,.0f} GB of its memory while they "
-        "read their models; under ZeRO-3 SFT and the reward model read parts"
+        f"loading: the processes of a node take {whole:,.0f} GB of its memory while they read their models, and "
+        f"{shards:,.0f} GB under ZeRO-3, where they read one tensor at a time into shards"
     )
     notes.append(
         f"fits: at most {cluster.usable / 1e9:.1f} of {cluster.memory / 1e9:g} GB; {RESERVED:.0%} is left to the CUDA "

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from alignment.distributed import zero3
 from alignment.distributed.processes import all_reduce_sum, is_main_process, offload_devices, zero_stage
 from alignment.errors import UserError
 
@@ -35,6 +36,8 @@ class TrainingEngine:
         self._groups: list[list[nn.Parameter]] = [list(group["params"]) for group in optimizer.param_groups]
         self.deepspeed: Any = None
         if accelerator.state.deepspeed_plugin is not None:
+            if zero3.is_partitioned(module):  # DeepSpeed casts whole models alone, and refuses shards of another type
+                zero3.cast(module, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
             self.deepspeed, self.optimizer = accelerator.prepare(module, optimizer)
         else:
             module.to(accelerator.device)

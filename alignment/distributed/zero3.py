@@ -1,20 +1,23 @@
-"""ZeRO-3 partitioned weights: gather them where they are used.
+"""ZeRO-3 partitioned weights: load them in shards, and gather them where they are used.
 
-Without ZeRO-3 the functions that gather or read weights work on the full weights. `partition` and `reshard` are for
-ZeRO-3 alone.
+Without ZeRO-3 the functions that load, gather or read weights work on the full weights. `fetch_by_layer` and `reshard`
+are for ZeRO-3 alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers.integrations.deepspeed as hf_deepspeed
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from alignment.distributed.processes import is_main_process, process_index, world_size
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @contextmanager
@@ -24,12 +27,15 @@ def gathered_parameters(*parameters: nn.Parameter, write_back: bool = True) -> I
     Args:
         write_back: broadcast what the main process changed; False where the body only reads.
     """
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+    sharded: list[Any] = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not write_back:  # DeepSpeed refuses those that are gathered, by an outer context or for good
+        sharded = [parameter for parameter in sharded if parameter.ds_status.name == "NOT_AVAILABLE"]
+    if not sharded:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if write_back else None):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if write_back else None):
         yield
 
 
@@ -51,14 +57,58 @@ def cast_to_shard_dtype(module: nn.Module) -> None:
             parameter.data = parameter.data.to(partitioned[0].dtype)
 
 
-def partition(module: nn.Module, *, in_host_memory: bool = False) -> None:
-    """Shard the weights of a frozen module over the ranks; `gathered_modules` brings them back for use.
+def cast(module: ModuleT, dtype: torch.dtype) -> ModuleT:
+    """Cast all weights, sharded or not, but those in 4 bits (packed in integers), and no buffer: rotary frequencies in
+    bfloat16 would be wrong positions."""
+    parameter: Any
+    for parameter in filter(torch.is_floating_point, module.parameters()):
+        parameter.data = parameter.data.to(dtype)
+        if hasattr(parameter, "ds_id"):
+            parameter.ds_tensor.data = parameter.ds_tensor.data.to(dtype)
+    return module
 
-    All ranks get shards of the main process's weights.
+
+def fetch_by_layer(module: nn.Module, *, in_host_memory: bool = False) -> None:
+    """Shard a frozen module over the ranks, and let each forward pass gather its weights layer by layer.
+
+    All ranks get shards of the main process's weights. From here on each forward pass is a collective, so all ranks
+    must make the same number of them.
+
+    Args:
+        in_host_memory: keep the shards there, rather than on the device.
     """
-    import deepspeed
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 
-    deepspeed.zero.Init(module=module, remote_device="cpu" if in_host_memory else None)
+    config = _config_of_shards()
+    zero = DeepSpeedZeroConfig(**config["zero_optimization"])
+    DeepSpeedZeRoOffload(
+        module,
+        timers=None,
+        ds_config=config,
+        overlap_comm=zero.overlap_comm,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        max_reuse_distance=zero.max_reuse_distance,
+        max_live_parameters=zero.max_live_parameters,
+        param_persistence_threshold=zero.param_persistence_threshold,
+        model_persistence_threshold=zero.model_persistence_threshold,
+        offload_param_config=zero.offload_param,
+    )
+    parameter: Any
+    for parameter in module.parameters() if in_host_memory else ():
+        shard = parameter.ds_tensor.data.cpu()
+        parameter.ds_tensor.data = shard.pin_memory() if torch.cuda.is_available() else shard
+
+
+def release(modules: Iterable[nn.Module]) -> None:
+    """Release the weights that passes without gradients have left gathered.
+
+    DeepSpeed keeps them for the backward pass that followed the same forward pass before.
+    """
+    parameters: list[Any] = [parameter for module in modules for parameter in module.parameters()]
+    for parameter in parameters:
+        if hasattr(parameter, "ds_id") and parameter.ds_status.name == "AVAILABLE" and not parameter.ds_persist:
+            parameter.partition()
 
 
 @contextmanager
@@ -70,12 +120,11 @@ def gathered_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     gathered stay gathered.
     """
     modules = list(modules)
-    partitioned: list[Any] = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
-    if not partitioned:
+    if not any(is_partitioned(module) for module in modules):
         yield
         return
-    not_gathered = [p for p in partitioned if p.ds_status.name == "NOT_AVAILABLE"]
-    with _without_hooks(modules), gathered_parameters(*not_gathered, write_back=False):
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    with _without_hooks(modules), gathered_parameters(*parameters, write_back=False):
         yield
 
 
@@ -132,11 +181,50 @@ def gather_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
 def unpartitioned_loading() -> Iterator[None]:
     """Load models unpartitioned inside the context; ZeRO-3 shards them when training begins.
 
-    transformers would otherwise partition them while loading, and neither merging nor LoHa works on shards.
+    transformers would otherwise partition them while loading, and LoHa reads the shape of a whole weight.
     """
-    config = hf_deepspeed._hf_deepspeed_config_weak_ref  # the API can unset this config but cannot set it again
+    with _loading_by(None):
+        yield
+
+
+class _Shards(hf_deepspeed.HfDeepSpeedConfig):
+    """How `loading_in_shards` tells transformers to load."""
+
+
+@contextmanager
+def loading_in_shards() -> Iterator[None]:
+    """Load models straight into float32 shards inside the context, if the launch is ZeRO-3: no rank ever holds a model.
+
+    The main process reads one tensor at a time from the memory-mapped files. The models are cast afterwards (`cast`):
+    an adapter that is merged onto rounded weights would be rounded twice.
+    """
+    plugin = AcceleratorState().deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        yield
+        return
+    with _loading_by(_config_of_shards()):
+        yield
+
+
+def loads_in_shards() -> bool:
+    """Whether models are loaded inside `loading_in_shards`."""
+    reference = hf_deepspeed._hf_deepspeed_config_weak_ref
+    return reference is not None and isinstance(reference(), _Shards)
+
+
+@contextmanager
+def _loading_by(config: dict[str, Any] | None) -> Iterator[None]:
+    before = hf_deepspeed._hf_deepspeed_config_weak_ref  # the API can unset this config but cannot set it again
     hf_deepspeed.unset_hf_deepspeed_config()
+    kept = None if config is None else _Shards(config)  # sets itself; transformers keeps a weak reference
     try:
         yield
     finally:
-        hf_deepspeed._hf_deepspeed_config_weak_ref = config
+        del kept
+        hf_deepspeed._hf_deepspeed_config_weak_ref = before
+
+
+def _config_of_shards() -> dict[str, Any]:
+    """The launch's own ZeRO settings, and no mixed precision: what is not trained is cast by `cast`."""
+    zero = AcceleratorState().deepspeed_plugin.deepspeed_config["zero_optimization"]
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": dict(zero)}

@@ -15,7 +15,7 @@ from alignment.intervals import Estimate
 Floats = NDArray[np.float64]
 
 
-UNSEEN = 0.5
+UNSEEN = 0.25
 """Disagreements of judge and people added to those seen: a few votes without one do not prove a perfect judge."""
 
 

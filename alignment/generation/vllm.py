@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -205,8 +205,8 @@ def _generation_class(dtype: str) -> type:
     """TRL's class in this dtype, which sends a PEFT model's merged weights without merging them in place.
 
     TRL merges and unmerges the adapter at each sync, which rounds the base a little more each time; the reference and
-    the reward model, which share the base, would drift. It also gathers ZeRO-3's shards, which DeepSpeed refuses inside
-    a rollout, where they are gathered already.
+    the reward model, which share the base, would drift. Under ZeRO-3 it would gather the whole model to do so; here one
+    layer is gathered at a time.
     """
     from trl.generation.vllm_generation import VLLMGeneration
 
@@ -216,11 +216,10 @@ def _generation_class(dtype: str) -> type:
                 super()._init_vllm()
 
         def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-            with zero3.gathered_modules([self.model]):
-                if isinstance(self.model, PeftModel):
-                    yield from merged_parameters(self.model)
-                else:
-                    yield from ((name, parameter.data) for name, parameter in self.model.named_parameters())
+            if isinstance(self.model, PeftModel):
+                yield from merged_parameters(self.model)
+            else:
+                yield from _one_by_one(self.model.named_parameters())
 
     return Generation
 
@@ -231,9 +230,16 @@ def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
     base = model.get_base_model()
     layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
-        yield from _merged_layer(name, layer)
-    for name, parameter in base.named_parameters():
-        if not any(name.startswith(f"{layer}.") for layer in layers):
+        with zero3.gathered_parameters(*layer.parameters(), write_back=False):
+            yield from _merged_layer(name, layer)
+    others = (item for item in base.named_parameters() if not any(item[0].startswith(f"{layer}.") for layer in layers))
+    yield from _one_by_one(others)
+
+
+def _one_by_one(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
+    """Weights by name, each gathered until the next is asked for; every rank must go through them."""
+    for name, parameter in parameters:
+        with zero3.gathered_parameters(parameter, write_back=False):
             yield name, parameter.data
 
 

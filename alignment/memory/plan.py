@@ -161,9 +161,11 @@ class Workload:
     vllm: float = 0.0
     vllm_sleeps: bool = False
 
-    @property
-    def loading(self) -> float:
-        """Host memory of each process while its models are loaded, unsharded, the trained ones in float32."""
+    def loading(self, stage: int) -> float:
+        """Host memory of each process while its models are loaded, the trained ones in float32: whole, or under ZeRO-3
+        their largest tensor, which goes straight into shards."""
+        if stage == 3:
+            return 4.0 * max(model.shape.vocab_size * model.shape.hidden_size for model in self.models)
         return sum(4 * model.trained + (model.parameters - model.trained) * model.frozen_bytes for model in self.models)
 
 
@@ -345,13 +347,13 @@ class _Ledger:
         """The moments of a rollout: sampling by the policy, then scoring by one model after the other."""
         policy, width = self.work.models[0], self.width
         shape, length = policy.shape, rollout.prompt + rollout.response
-        gathered = [0.0] * len(self.work.models)
-        if self.strategy.stage == 3:  # each model is gathered while it is used, one at a time
-            gathered = [self._model_bytes(m) + (m.gathered - m.parameters) * self.weight for m in self.work.models]
+        whole = 0.0
+        if self.strategy.stage == 3 and rollout.rows:  # the transformers engine samples from a gathered policy
+            whole = self._model_bytes(policy) + (policy.gathered - policy.parameters) * self.weight
         repeated = 0 if shape.num_heads == shape.num_kv_heads else 2 * shape.num_heads * shape.head_dim * width
         sampling = self._at(
             gradients=self._gradients(0),
-            weights=gathered[0],
+            weights=whole,
             activations=rollout.rows * max(rollout.prompt * shape.passing_bytes(width), length * repeated),
             cache=rollout.rows * length * shape.cache_bytes(width) + (self.work.vllm if self.work.vllm_sleeps else 0.0),
             logits=rollout.rows * shape.vocab_size * (SAMPLING_BYTES + width),
@@ -359,7 +361,7 @@ class _Ledger:
         scoring = self._at(
             gradients=self._gradients(0),
             scoring=True,
-            weights=max(gathered),
+            weights=whole,  # the policy is scored before it is released; other models are fetched layer by layer
             activations=rollout.scored * shape.passing_bytes(width),
             logits=rollout.logits * shape.vocab_size * SCORING_BYTES,
         )

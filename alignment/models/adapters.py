@@ -12,20 +12,24 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from peft import (
     PeftConfig,
     PeftModel,
+    PeftType,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignment.distributed import zero3
 from alignment.errors import UserError
 from alignment.files import replace_text
 
@@ -124,13 +128,32 @@ def _without_head(config: PeftConfig, weights: dict[str, Tensor]) -> dict[str, T
 def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     """Merge an adapter into its base: an equivalent model that no longer needs PEFT.
 
+    A base in ZeRO-3's shards stays in shards: one layer at a time is gathered.
+
     Raises:
         AdapterError: they do not fit each other, or the sum is not finite.
     """
     model = put_on(base, folder)
+    for layer in model.modules() if zero3.is_partitioned(model) else ():
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge = functools.partial(_merge_gathered, layer, layer.merge)
     with _adapter_errors(folder):
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged.requires_grad_(True)  # PEFT has frozen the base, but PPO trains the merged weights
+
+
+def _merge_gathered(layer: nn.Module, merge: Callable[..., None], *args: Any, **options: Any) -> None:
+    with zero3.gathered_parameters(*layer.parameters()):
+        merge(*args, **options)
+
+
+def loading_to_merge(folder: str) -> contextlib.AbstractContextManager[None]:
+    """Load the base of the adapter of a folder inside: in shards only where the adapter can be merged into those.
+
+    LoRA and its kinds read the shape of a layer; others read that of its weight, which is empty in shards.
+    """
+    in_shards = zero3.loads_in_shards() and read_config(folder).peft_type is PeftType.LORA
+    return contextlib.nullcontext() if in_shards else zero3.unpartitioned_loading()
 
 
 def dequantize(model: PreTrainedModel) -> PreTrainedModel:

@@ -17,7 +17,6 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from alignment.config.sections import ModelConfig
-from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.names import ENSEMBLE
@@ -148,7 +147,7 @@ def load_reward_model(
         folders = [str(Path(source.path) / member_name(number)) for number in range(size)]
         members = [load_scalar_model(folder, config, trained=True) for folder in folders]
         return RewardEnsemble(members, size, None, combine, std_coefficient)
-    with zero3.unpartitioned_loading():
+    with adapters.loading_to_merge(str(Path(source.path) / member_name(0))):
         body = load_body(source, config)
         adapted = None
         for number in range(size):

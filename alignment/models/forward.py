@@ -61,7 +61,7 @@ def token_logprobs(
         hidden: (M, H), at the token before each target.
         targets: (M,)
         with_entropy: takes a second pass over the vocabulary.
-        vocabulary: number of logits that count; None: all (see `ppo.models.Role`).
+        vocabulary: number of logits that count; None: all (see `ppo.roles.Role`).
     """
 
     def block(hidden: Tensor, targets: Tensor) -> tuple[Tensor, ...]:

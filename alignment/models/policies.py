@@ -79,7 +79,7 @@ def load_policy(source: ModelSource | str, config: ModelConfig | None = None) ->
                 policy = load_policy(folder, config)
                 policy.name_or_path = ""  # PEFT would look for this temporary folder when it saves
                 return policy
-        return policy.to(getattr(torch, config.dtype)) if config else policy
+        return zero3.cast(policy, getattr(torch, config.dtype)) if config else policy
     policy = load_weights(AutoModelForCausalLM, source, config)[0]
     # With tied embeddings no weight is missing, and a reward model would load as a policy that writes nonsense.
     if any("ForSequenceClassification" in name for name in policy.config.architectures or ()):
@@ -101,7 +101,10 @@ def load_base_as_trained(source: ModelSource, trust_remote_code: bool = False) -
     """The base weights that a published adapter was trained on, in float32: rounded or quantized as in training."""
     assert source.base and source.trained
     base = load_base(source, source.trained.model_copy(update={"trust_remote_code": trust_remote_code}))
-    return adapters.dequantize(base) if source.trained.quantized else base.float()
+    if source.trained.quantized:
+        return adapters.dequantize(base)
+    # Shards are loaded in float32, and have to be rounded here as they were in training.
+    return zero3.cast(zero3.cast(base, getattr(torch, source.trained.dtype)), torch.float32)
 
 
 def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
@@ -111,7 +114,7 @@ def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
     logits are off by 0.08, and in 4 bits by 0.11 (NF4, a small Llama).
     """
     assert source.base and source.trained
-    with zero3.unpartitioned_loading(), quiet_loading():
+    with adapters.loading_to_merge(source.path), quiet_loading():
         if source.trained.merge == "original":
             base = load_base(source, ModelConfig(name=source.base.label, trust_remote_code=trust_remote_code))
         else:

@@ -188,7 +188,8 @@ def load_scalar_model(
         nn.init.normal_(model.score.weight, std=std, generator=generator)
     else:
         saved = _saved_tensor(path, "score.weight")
-        model.score.weight.data.copy_(old.weight.data if saved is None else saved)
+        with zero3.gathered_parameters(old.weight, write_back=False):
+            model.score.weight.data.copy_(old.weight.data if saved is None else saved)
     return ScalarModel(model)
 
 
@@ -222,8 +223,9 @@ def _encoder(model: PreTrainedModel, path: str, heads: Sequence[str]) -> ScalarM
     old = model.get_submodule(name)
     new = Float32Linear(old.in_features, 1)
     for parameter in ("weight", "bias"):
-        saved = _saved_tensor(path, f"{name}.{parameter}")
-        getattr(new, parameter).data.copy_(getattr(old, parameter).data if saved is None else saved)
+        saved, loaded = _saved_tensor(path, f"{name}.{parameter}"), getattr(old, parameter)
+        with zero3.gathered_parameters(loaded, write_back=False):
+            getattr(new, parameter).data.copy_(loaded.data if saved is None else saved)
     model.set_submodule(name, new)
     return ScalarModel(model)
 
@@ -295,7 +297,7 @@ def load_merged(source: ModelSource, folder: str, score_bias: Bias, config: Mode
     Raises:
         ModelError, AdapterError: the base cannot be loaded, or the adapter does not fit it.
     """
-    with zero3.unpartitioned_loading():
+    with adapters.loading_to_merge(folder):
         merged = adapters.merge(load_body(source, config).model, folder)
     set_score_bias(merged, score_bias)
     return in_dtype(ScalarModel(merged), config)
@@ -311,7 +313,10 @@ def load_body(source: ModelSource, config: ModelConfig | None = None) -> ScalarM
     body = load_scalar_model(source.base, trained, heads=saved_heads(source))
     trusted = ModelConfig(name=source.label, trust_remote_code=trained.trust_remote_code)
     fit_embeddings(body.model, load_tokenizer(source, trusted))
-    return ScalarModel(adapters.dequantize(body.model) if trained.quantized else body.model.float())
+    if trained.quantized:
+        return ScalarModel(adapters.dequantize(body.model))
+    # Shards are loaded in float32, and have to be rounded here as they were in training.
+    return ScalarModel(zero3.cast(zero3.cast(body.model, getattr(torch, trained.dtype)), torch.float32))
 
 
 def load_plain_classifier(source: ModelSource, heads: Sequence[str] = ()) -> PreTrainedModel:
@@ -321,7 +326,7 @@ def load_plain_classifier(source: ModelSource, heads: Sequence[str] = ()) -> Pre
 
 def in_dtype(scalar: ScalarModel, config: ModelConfig | None) -> ScalarModel:
     """Cast the body to `model.dtype`; heads stay in float32."""
-    scalar.model.base_model.to(getattr(torch, config.dtype if config else "float32"))
+    zero3.cast(scalar.model.base_model, getattr(torch, config.dtype if config else "float32"))
     return scalar
 
 

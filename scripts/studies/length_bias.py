@@ -32,8 +32,9 @@ from ppo.config import PPOStageConfig
 from ppo.critic import new_head
 from ppo.loading import finalize_models
 from ppo.loop import Loop
-from ppo.models import Models, PolicyAndValue, Role
+from ppo.models import Models
 from ppo.prompts import encode_prompts, prompt_limit
+from ppo.roles import PolicyAndValue, Role
 
 ITERATIONS = 25
 MEASURED = 512

@@ -147,8 +147,8 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     from alignment.runs.journal import Journal
     from ppo.loading import find_models, load_models
     from ppo.loop import Loop
-    from ppo.models import RewardModel
     from ppo.prompts import encode_prompts, prompt_batches, prompt_limit
+    from ppo.reward_model import RewardModel
 
     config = ppo_config(cell)
     prompts, held_out = train_and_eval(config.data, to_prompts)

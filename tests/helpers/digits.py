@@ -7,7 +7,9 @@ import transformers
 
 from alignment.data.records import Prompt
 from alignment.models.scalar import ScalarModel, ScoreHead
-from ppo.models import Models, PolicyAndValue, RewardModel, Role
+from ppo.models import Models
+from ppo.reward_model import RewardModel
+from ppo.roles import PolicyAndValue, Role
 
 CONTENTS = ("1", "23", "4567", "89", "012345", "6", "789", "01")
 """Prompts of one to six tokens."""

@@ -24,8 +24,9 @@ from ppo.config import PPOStageConfig
 from ppo.critic import new_head
 from ppo.loading import finalize_models
 from ppo.loop import Loop
-from ppo.models import Models, PolicyAndValue, Role
+from ppo.models import Models
 from ppo.prompts import encode_prompts, prompt_limit
+from ppo.roles import PolicyAndValue, Role
 
 PROMPTS = ("1", "23")  # of unequal length, and told apart by their first token
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")

@@ -2,7 +2,7 @@
 
 `responses-RANK.jsonl`: each call of the sampling engine as {seed: response}. `steps.jsonl`: figures of each optimizer
 step. `weights.safetensors`: all that is trained, the critic too, at the end. `parted.json`: how many numbers of
-weights this process holds outside of use.
+weights this process holds outside of use, but for the heads of reward models.
 
 `REPLAY` names a folder that was written so: after its first call the engine answers what is on record there.
 """
@@ -60,7 +60,10 @@ def recorded_publish(original):
     def publish(publisher, loop, metrics):
         models = publisher.models
         modules = [models.trained, *models.frozen()]
-        held = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        heads = [member.head for scorer in models.scorers() for member in scorer.members]
+        whole = {id(parameter) for head in heads for parameter in head.parameters()}  # few numbers each
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        held = sum(parameter.numel() for parameter in parameters if id(parameter) not in whole)
         (folder() / f"parted-{os.environ['RANK']}.json").write_text(json.dumps(held))
         weights = loop.engine.full_state_dict()
         if os.environ["RANK"] == "0":

@@ -71,6 +71,8 @@ class Case:
 
 LORA = {"model": {"method": "lora"}}
 SHARED = {"model": {"mode": "shared", "reward": "judge-lora"}}
+MERGED = {"model": {"policy": "base-lora", "reward": "judge-lora"}}
+"""Policy, critic, reference and reward model are merged while they are loaded, under ZeRO-3 in shards."""
 ACCUMULATED = {"training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}
 CHECKPOINTED = {"training": {"gradient_checkpointing": True}}
 BF16 = {"training": {"bf16": True}}
@@ -112,6 +114,7 @@ MORE = {
     "ppo adapter beside": Case("ppo", "full", {"model": {"value": "adapter"}}),
     "ppo full, offload": Case("ppo", "full", {"model": {"offload": True}}),
     "ppo shared, checkpointed": Case("ppo", "lora", SHARED | CHECKPOINTED),
+    "ppo full, from adapters": Case("ppo", "full", MERGED),
 }
 CASES = MATRIX | MORE
 COLUMNS = ("ddp", "zero1", "zero2", "zero3")
@@ -143,7 +146,7 @@ def config_of(name: str, case: Case, processes: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory, forks):
-    """Rows of unlike lengths, a base, and two reward models on it."""
+    """Rows of unlike lengths, a base, an adapter on it, and two reward models."""
     folder = tmp_path_factory.mktemp("house")
     questions = [f"What about {TOPICS[n % 8]}, number {n}{' please' * (n % 5)}?" for n in range(40)]
     answers = [f"The {TOPICS[n % 8]} are on floor {n}{' or so' * (n * 7 % 12)}." for n in range(40)]
@@ -159,6 +162,7 @@ def house(tmp_path_factory, forks):
     start(folder, "base", Case("sft", "full", short | {"model": {"name": "scratch:llama", "scratch": SCRATCH}}), forks)
     start(folder, "judge", Case("reward", "full", short), forks)
     start(folder, "judge-lora", Case("reward", "lora", short), forks)
+    start(folder, "base-lora", Case("sft", "lora", short), forks)
     return folder
 
 

@@ -16,7 +16,7 @@ from alignment.models.selfcheck import why_not_split
 from alignment.registry import Registry
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
-from ppo.models import Role, pack_if_possible
+from ppo.roles import Role, pack_if_possible
 from ppo.sequences import Row, lay_out
 
 ROW = Row([5, 6, 7], [8, 9, 10, 11, 2])

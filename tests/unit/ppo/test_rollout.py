@@ -15,8 +15,8 @@ from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from alignment.generation.sampling import Sampled
 from ppo import sampler_gap
-from ppo.models import RewardModel
 from ppo.prompts import encode_prompts, make_tasks, prompt_batches
+from ppo.reward_model import RewardModel
 
 EOS = 1
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
-from ppo.models import Role, pack_if_possible
+from ppo.roles import Role, pack_if_possible
 from ppo.sequences import Row, lay_out, split_by_tokens
 
 CPU = torch.device("cpu")

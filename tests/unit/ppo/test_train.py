@@ -14,10 +14,10 @@ from alignment.errors import CheckpointError, ModelError
 from alignment.runs.journal import Journal
 from ppo import stats as ppo_stats
 from ppo.evaluation import Evaluation
-from ppo.models import RewardModel
 from ppo.optimizer import make_optimizer
 from ppo.prompts import make_tasks
 from ppo.publish import published_policy
+from ppo.reward_model import RewardModel
 from ppo.stats import rollout_stats
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from alignment.errors import ModelError
 from alignment.models.shared_base import add_adapter
 from ppo import update
-from ppo.models import PolicyAndValue, Role
+from ppo.roles import PolicyAndValue, Role
 from ppo.sequences import Row
 from ppo.update import minibatches
 

@@ -193,7 +193,7 @@ def test_ppo_by_hand():
     work = Workload((policy, critic, reference, reward), passes, True, False, rollout, own_loop=True)
     moments = estimate(work, ZERO2, 4).moments
     assert list(moments)[:2] == ["sampling", "scoring"]
-    assert {parts["weights"] for parts in moments.values()} == {3 * 2000 + 4000}  # the reward model is float32
+    assert {parts["weights"] for parts in moments.values()} == {3 * 2000 + 4000}  # this reward model is float32
     assert {parts["optimizer"] for parts in moments.values()} == {12 * 2000 / 4}
     assert moments["sampling"]["cache"] == 4 * 8 * SHAPE.cache_bytes(2)
     assert moments["sampling"]["logits"] == 4 * 1000 * (2 + 16)
@@ -205,7 +205,10 @@ def test_ppo_by_hand():
     assert offloaded.host == 2000 + 4000
     parted = estimate(work, ZERO3, 4).moments
     assert parted["sampling"]["weights"] == (3 * 2000 + 4000) / 4 + 2 * 1000  # the policy whole
-    assert parted["scoring"]["weights"] == (3 * 2000 + 4000) / 4 + 4 * 1000  # the largest whole: the reward model
+    assert parted["scoring"]["weights"] == (3 * 2000 + 4000) / 4 + 2 * 1000  # it is scored before it is released
+    server = replace(work, rollout=rollout._replace(rows=0))  # vLLM samples elsewhere: no model is gathered whole
+    moments = estimate(server, ZERO3, 4).moments
+    assert moments["sampling"]["weights"] == moments["scoring"]["weights"] == (3 * 2000 + 4000) / 4
 
 
 def test_offload_leaves_activations_and_buffers_on_the_gpu():
