@@ -131,6 +131,7 @@ def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any]
     db.execute(
         "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
         " given = :given, seconds = :seconds, comment = :comment, flags = :flags, guideline = :guideline,"
-        " questions = :questions, view = :view, answers = :answers, done_at = :done_at, done = 1 WHERE id = :id",
+        " questions = :questions, view = :view, answers = :answers, done_at = :done_at, done = 1, draft = NULL"
+        " WHERE id = :id",
         {**answer, "done_at": done_at, "id": rating},
     )

@@ -1,10 +1,9 @@
-"""Questions beside the choice on the screen and by lines: one key each, taken back, and resumed after a kill."""
+"""Questions beside the choice on the screen and by lines: one key each, and taken back."""
 
 import io
 from pathlib import Path
 
 import pytest
-from helpers.rate_script import Screen, open_screen
 from helpers.rating_screen import drive, lines, press, text
 from rich.console import Console
 from textual.pilot import Pilot
@@ -297,26 +296,3 @@ def test_lines_mark_passages_by_their_words(store: RatingsStore) -> None:
     assert spans(store) == [("It was", "wrong fact"), ("was\r\n1969, not", "off topic"), ("It was", "wrong fact")]
     assert said.count("has no such words left, or there is no such kind: 1 wrong fact, 2 off topic.") == 3
     assert said.count("Which answer? x, a number from 1 to 2") == 1
-
-
-@pytest.fixture
-def screens():
-    opened: list[Screen] = []
-    yield opened
-    for screen in opened:
-        screen.close()
-
-
-def test_a_killed_sitting_asks_the_item_again_from_the_first_question(screens: list[Screen], store) -> None:
-    add_pairs(store, 2)
-    first = open_screen(screens, "--db", str(store.path), "--labeler", "ada")
-    first.ready("1 of 4")
-    first.press("2", "2 of 4")
-    first.process.kill()
-    again = open_screen(screens, "--db", str(store.path), "--labeler", "ada")
-    again.ready("1 of 4")
-    for key, then in (("2", "2 of 4"), ("w", "Reasons"), ("6", "3 of 4"), ("1", "4 of 4")):
-        again.press(key, then)
-        again.settle()
-    again.rate("3", str(store.path))
-    assert shown(store) == {"helps": 2, "true": [6, 1], "tags": ["wrong facts"]}

@@ -88,11 +88,11 @@ def make_schema_1(path: Path) -> None:
 
 
 def drop_versions(store: RatingsStore) -> None:
-    """What schema 5 added; the guideline was a setting."""
+    """What schemas 5 and 6 added; the guideline was a setting."""
     if store.settings.guideline:
         store._db.execute("INSERT INTO meta VALUES('guideline', ?)", (store.settings.guideline,))
     store._db.execute("DROP TABLE wording")
-    for column in ("guideline", "questions", "view", "answers"):
+    for column in ("guideline", "questions", "view", "answers", "draft"):
         store._db.execute(f"ALTER TABLE rating DROP COLUMN {column}")
 
 
