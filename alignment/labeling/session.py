@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown
 from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft, taken_back
+from alignment.labeling.feedback import said_and_expected
 from alignment.labeling.marking import Mark
 from alignment.labeling.refereeing import decided
-from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore, View
+from alignment.ratings import Assignment, Order, Progress, RatingsStore, View
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
 
@@ -197,8 +198,7 @@ class Sitting:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
         self.progress = self.store.progress(self.labeler, self.order)
-        said = said_and_expected(answer, feedback.expected_shown)
-        self._wait("right" if feedback.right else "wrong", f"{'Correct. ' * feedback.right}{said}")
+        self._wait("right" if feedback.right else "wrong", said_and_expected(answer, feedback))
 
     def go_on(self) -> None:
         """From the state `wait` to the next item."""
@@ -277,12 +277,6 @@ class Sitting:
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)
         self.seen()
-
-
-def said_and_expected(answer: LabelerAnswer, expected: Gold) -> str:
-    """What is told after the answer to a calibration item."""
-    words = f"You said: {answer}. Expected: {expected_in_words(expected)}."
-    return f"{words} {one_line(expected.reason)}".rstrip()
 
 
 def position(progress: Progress) -> str:

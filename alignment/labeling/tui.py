@@ -225,7 +225,9 @@ class RatingApp(App[int]):
             self._be_deaf()
             self.draw()
 
-        self.push_screen(Writing(tui_text.WRITING[kind], names, answers, texts, partial(self.sitting.write, kind)), keep)
+        self.push_screen(
+            Writing(tui_text.WRITING[kind], names, answers, texts, partial(self.sitting.write, kind)), keep
+        )
 
     def action_mark(self) -> None:
         """Mark what is wrong in the answers, on a screen of its own."""

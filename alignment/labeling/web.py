@@ -30,6 +30,7 @@ from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
 from alignment.labeling.asking import new_draft, taken_back
 from alignment.labeling.desk_page import progress_page
+from alignment.labeling.feedback import graded_words
 from alignment.labeling.refereeing import decided
 from alignment.labeling.rendering.page import item_html
 from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, RESUMED, position
@@ -218,8 +219,9 @@ class RatingPage:
         said, expected = str(as_shown(feedback.rating, item)), feedback.expected_shown
         words: dict[str, Any] = {
             "said": by_letter(said),
-            "expected": by_letter(expected_in_words(expected)),
+            "expected": by_letter(expected_in_words(expected)) if expected.chooses else "",
             "reason": expected.reason,
+            "questions": [each.shown(by_letter) for each in graded_words(feedback)],
             "rendered": item_html(item),
         }
         return self._page("practice.html", item=item, names=names_of(item), right=feedback.right, **words)

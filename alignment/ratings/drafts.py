@@ -1,4 +1,4 @@
-"""What a labeler has given to an open item so far. It is kept until the item is answered, so that a kill loses nothing."""
+"""What a labeler has given to an open item so far, kept until the item is answered, so that a kill loses nothing."""
 
 from __future__ import annotations
 

@@ -269,7 +269,7 @@ class RatingsStore:
 
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """The feedback after the answer to a calibration item; None for other items, or before the answer."""
-        return load_feedback(self._db, assignment)
+        return load_feedback(self._db, assignment, self.settings.questionnaire)
 
     def undo(self, labeler: str, order: Order = "random") -> Assignment | None:
         """Reopen the labeler's last answer, or return None if there is none; the event log keeps the old answer.

@@ -157,6 +157,28 @@ def test_the_calibration_round_says_both_answers_and_why(store: RatingsStore) ->
     drive(store, script, (160, 40))
 
 
+def test_the_calibration_round_says_each_question_with_both_answers(store: RatingsStore) -> None:
+    gold = Gold("first", None, None, "Alpha is true.", {"helps": 2, "true": [7, 2]}, ("wrong facts",))
+    add_pairs(store, 1, gold=gold)
+    store.settings.calibration = 1
+
+    async def script(pilot: Pilot) -> None:
+        row = next(line for line in lines(pilot) if "alpha" in line)
+        left = row.index("alpha") < row.index("beta")
+        side, other = ("LEFT", "RIGHT") if left else ("RIGHT", "LEFT")
+        await press(pilot, "3" if left else "5", "l", *("63" if left else "36"), "1" if left else "7")
+        told = text(pilot)
+        assert "NOT AS EXPECTED" in told and "Correct" not in told
+        assert f"You said: {side} is much better. Expected: {side} is better. Alpha is true." in told
+        assert f"helps, right. You said: {side} is slightly better. Expected: {side} is better." in told
+        said, expected = ("LEFT 6, RIGHT 3", "LEFT 7, RIGHT 2") if left else ("LEFT 3, RIGHT 6", "LEFT 2, RIGHT 7")
+        assert f"true, right. You said: {said} of 7. Expected: {expected} of 7." in told
+        assert "the reasons, not right. You said: too long. Expected: wrong facts." in told
+        assert other not in told.partition("true, right")[0].rpartition("AS EXPECTED")[2]
+
+    drive(store, script, (160, 40))
+
+
 WRITTEN = Questionnaire(rewrite=True, comments=True)
 
 

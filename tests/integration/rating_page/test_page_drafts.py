@@ -1,4 +1,4 @@
-"""What was given to an open item of the page is kept: without JavaScript, and by keys alone after kills of all there is."""
+"""What was given to an open item of the page is kept: without JavaScript, and by keys alone after kills."""
 
 import re
 import signal
@@ -158,7 +158,9 @@ def test_every_kind_of_question_by_keys_alone_after_kills_of_server_and_browser(
         kept(lambda draft: draft["answers"].get("comments") == [None, "so so"])
         browser = start()
         browser.wait(asks("4 of 6, A: Is it kind?"))
-        texts = "['spans0', 'rewrites0', 'comments1'].map(name => document.querySelector(`[name=${name}]`).value.trim())"
+        texts = (
+            "['spans0', 'rewrites0', 'comments1'].map(name => document.querySelector(`[name=${name}]`).value.trim())"
+        )
         assert browser.evaluate(texts) == ["2 **alpha**", "new\nalpha", "so so"]
         press("5", asks("5 of 6, B: Is it kind?"))
         press("f", "document.querySelector('[name=flag]').checked")
@@ -201,7 +203,11 @@ def test_a_ranking_that_is_half_picked_is_kept(db, store, browsers):
         (browser,) = browsers
         browser.open(f"{server.base}/l/{store.people.invite('ada')}")
         ranks = "[...document.querySelectorAll('select')].map(each => each.value).join()"
-        for key, then in (("Enter", RATING), ("2", f"{ranks} == ',1,'"), ("=", "document.querySelector('#tie').checked")):
+        for key, then in (
+            ("Enter", RATING),
+            ("2", f"{ranks} == ',1,'"),
+            ("=", "document.querySelector('#tie').checked"),
+        ):
             browser.pause(0.6)
             browser.press(key)
             browser.wait(then)
