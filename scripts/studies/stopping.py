@@ -1,6 +1,7 @@
 """When to stop: the forecast of `alignment rate report --model` against what more ratings brought, on 100 splits a set.
 
     scripts/study.py stopping --hh pairs.jsonl.gz --pandalm testset-v1.json --demo runs/influence
+    scripts/study.py stopping --unseen runs/influence       a set that the intervals were not tuned on
     scripts/study.py stopping --page         only the page, from existing rows
 
 HH and PandaLM are human votes, whose hidden states are SmolLM2-135M-Instruct's; the demo's ratings and its SFT model
@@ -52,6 +53,40 @@ def published(name: str, file: Path, most: int) -> tuple[Path, str]:
     return short, model
 
 
+def unseen(world: Path, seed: int = 1) -> Path:
+    """Ratings of the demo's world with another seed: other prompts, answers of the SFT model that `world` has, and
+    other draws of its labelers."""
+    import random
+
+    from help_desk import rating
+    from help_desk.world import write_data
+
+    from alignment.config.sections import DataConfig
+    from alignment.data.parsing import to_prompts
+    from alignment.data.reading import read_records
+    from alignment.labeling.sampling import sample_into
+    from alignment.ratings import RatingsStore
+    from studies.influence import DEMO
+
+    db, folder, size = Path(f"demo-seed-{seed}.db"), Path(f"data-{seed}"), demo.SCRATCH
+    if not db.exists():
+        write_data(folder, seed, size.demonstrations, size.held_out)
+        path = str(folder / "prompts.jsonl")
+        prompts = read_records(path, to_prompts, DataConfig(train=path)).items
+        sample_into(
+            db, ["help-desk-sft"], prompts, registry_path=str(world / "registry"), k=demo.COMPLETIONS_PER_PROMPT,
+            need=DEMO.votes, max_new_tokens=size.max_new_tokens, temperature=demo.TEMPERATURE,
+            batch_size=size.batch_size, seed=seed,
+        )  # fmt: skip
+    with RatingsStore(db, seed=seed) as store, store.transaction():
+        store.settings.repeat_share = 0.0
+        for labeler in DEMO.labelers:
+            store.people.mark_simulated(labeler.name)
+        gold = {item.id: rating.item_gold(item) for item in store.items()}
+        rating.take_turns(store, DEMO.labelers, gold, random.Random(seed))
+    return db
+
+
 def run(sets: dict[str, tuple[Path, str, str | None]], splits: int) -> None:
     """All splits of each set; each row is written as soon as it is known."""
     from alignment.labeling.refit.table import load_refit
@@ -80,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hh", type=Path, help="pairs as whole transcripts")
     parser.add_argument("--pandalm", type=Path, help="pairs with three votes each")
     parser.add_argument("--demo", type=Path, help="working folder of the study influence")
+    parser.add_argument("--unseen", type=Path, help="the same folder, whose SFT model answers prompts of another seed")
     parser.add_argument("--pairs", type=int, default=500, help="most pairs of HH and of PandaLM, the shortest")
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--home", type=Path, default=Path("runs/stopping"), help="working folder")
@@ -87,13 +123,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     files = {"HH": options.hh, "PandaLM": options.pandalm}
     paths = {name: file.resolve() for name, file in files.items() if file}
-    world = options.demo.resolve() if options.demo else None
+    world, other = (folder.resolve() if folder else None for folder in (options.demo, options.unseen))
     options.home.mkdir(parents=True, exist_ok=True)
     os.chdir(options.home)
     if not options.page:
         sets: dict[str, tuple[Path, str, str | None]] = {}
         if world:
             sets["demo"] = (world / "ratings.db", "help-desk-sft", str(world / "registry"))
+        if other:
+            sets[forecasts.UNSEEN] = (unseen(other), "help-desk-sft", str(other / "registry"))
         for name, file in paths.items():
             sets[name] = (*published(name, file, options.pairs), None)
         run(sets, options.splits)
