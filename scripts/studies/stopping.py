@@ -1,7 +1,7 @@
 """When to stop: the forecast of `alignment rate report --model` against what more ratings brought, on 100 splits a set.
 
     scripts/study.py stopping --hh pairs.jsonl.gz --pandalm testset-v1.json --demo runs/influence
-    scripts/study.py stopping --unseen runs/influence       a set that the intervals were not tuned on
+    scripts/study.py stopping --unseen runs/influence --hh-longer pairs.jsonl.gz     sets that nothing was tuned on
     scripts/study.py stopping --page         only the page, from existing rows
 
 HH and PandaLM are human votes, whose hidden states are SmolLM2-135M-Instruct's; the demo's ratings and its SFT model
@@ -30,10 +30,12 @@ KNOWN = (0.5, 0.75)
 """Shares of the ratings that are known."""
 MOST_TOKENS = 96
 """Most tokens of a prompt with an answer, so that one core computes the hidden states in minutes."""
+LONGER_TOKENS = 128
 
 
-def published(name: str, file: Path, most: int) -> tuple[Path, str]:
-    """A ratings file of the short pairs of a published set, and the model that reads them."""
+def published(name: str, file: Path, most: int, above: int = 0, up_to: int = MOST_TOKENS) -> tuple[Path, str]:
+    """A ratings file of the short pairs of a published set, of more than `above` tokens and not more than `up_to`, and
+    the model that reads them."""
     from help_desk import real_model
 
     from alignment.labeling.import_export import import_into
@@ -49,7 +51,7 @@ def published(name: str, file: Path, most: int) -> tuple[Path, str]:
         made = bool(store.items())  # all of them are made in one transaction
     if not made:
         tokenizer = load_tokenizer(find_model(model, Registry(), role="policy"))
-        forecasts.shortened(whole, short, tokenizer, MOST_TOKENS, most)
+        forecasts.shortened(whole, short, tokenizer, up_to, most, above)
     return short, model
 
 
@@ -113,6 +115,7 @@ def read_rows() -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--hh", type=Path, help="pairs as whole transcripts")
+    parser.add_argument("--hh-longer", type=Path, help="the same file, of which the longer pairs are taken")
     parser.add_argument("--pandalm", type=Path, help="pairs with three votes each")
     parser.add_argument("--demo", type=Path, help="working folder of the study influence")
     parser.add_argument("--unseen", type=Path, help="the same folder, whose SFT model answers prompts of another seed")
@@ -123,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     files = {"HH": options.hh, "PandaLM": options.pandalm}
     paths = {name: file.resolve() for name, file in files.items() if file}
-    world, other = (folder.resolve() if folder else None for folder in (options.demo, options.unseen))
+    given = (options.demo, options.unseen, options.hh_longer)
+    world, other, longer = (path.resolve() if path else None for path in given)
     options.home.mkdir(parents=True, exist_ok=True)
     os.chdir(options.home)
     if not options.page:
@@ -131,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if world:
             sets["demo"] = (world / "ratings.db", "help-desk-sft", str(world / "registry"))
         if other:
-            sets[forecasts.UNSEEN] = (unseen(other), "help-desk-sft", str(other / "registry"))
+            sets[forecasts.UNSEEN[0]] = (unseen(other), "help-desk-sft", str(other / "registry"))
+        if longer:
+            limits = (MOST_TOKENS, LONGER_TOKENS)
+            sets[forecasts.UNSEEN[1]] = (*published("HH-longer", longer, options.pairs, *limits), None)
         for name, file in paths.items():
             sets[name] = (*published(name, file, options.pairs), None)
         run(sets, options.splits)

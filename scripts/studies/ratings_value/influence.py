@@ -204,7 +204,10 @@ def page(found: Mapping[str, Row]) -> str:
         for figure in FIGURES:
             found_here = result["figures"][figure]["correlation"]
             values = ["-" if found_here[kind] is None else f"{found_here[kind]:.2f}" for kind in COLUMNS]
-            values[1:1] = ["{:.2f} to {:.2f}".format(*found_here["ci"]), ", ".join(f"{x:.2f}" for x in found_here["by_seed"])]
+            values[1:1] = [
+                "{:.2f} to {:.2f}".format(*found_here["ci"]),
+                ", ".join(f"{x:.2f}" for x in found_here["by_seed"]),
+            ]
             lines.append(f"| {figure} | {' | '.join(values)} |")
         for figure in FIGURES:
             lines += ["", f"Change of {figure}:\n", "| labeler | ratings | exact | by seed | refit | refit, start |"]
