@@ -104,6 +104,23 @@ def drop_counter(store: RatingsStore) -> None:
         store._db.execute(f"DROP TRIGGER {name}")
 
 
+def test_a_file_of_schema_5_gets_room_for_drafts(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with RatingsStore(path, create=True) as store:
+        store.add_item(question(0), [{"text": "a"}, {"text": "b"}])
+        opened = store.claim("ada")
+        store._db.execute("ALTER TABLE rating DROP COLUMN draft")
+        store._db.execute("PRAGMA user_version = 5")
+    with RatingsStore(path) as store:
+        assignment = store.claim("ada")
+        assert assignment == opened and assignment is not None and store.drafts.of(assignment) == {}
+        store.drafts.keep(assignment, {"comment": "kept"})
+    with RatingsStore(path) as store:
+        assert store.drafts.of(assignment) == {"comment": "kept"}
+        store.drafts.keep(assignment, {})
+        assert store.drafts.of(assignment) == {}
+
+
 def test_a_file_of_schema_4_gets_the_versions_of_its_guideline(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
     with RatingsStore(path, create=True) as store:
