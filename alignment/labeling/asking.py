@@ -151,7 +151,7 @@ def new_draft(questionnaire: Questionnaire, assignment: Assignment, kept: Mappin
     }
     if questionnaire.spans:
         draft.unfound = dict(enumerate(kept.get("unfound", ())))
-    draft.comment, draft.flagged = kept.get("comment", ""), kept.get("flagged", False)
+    draft.comment, draft.flagged = clean(kept.get("comment", "")), kept.get("flagged", False)
     return draft
 
 

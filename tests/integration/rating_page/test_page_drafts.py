@@ -8,6 +8,7 @@ import pytest
 from helpers import chromium
 from helpers.rating_page import Labeler, Page, PageServer
 
+from alignment.labeling.session import Sitting
 from alignment.ratings.questionnaire import Attribute, Questionnaire
 
 ALL = Questionnaire(
@@ -35,14 +36,15 @@ def test_a_form_that_came_back_incomplete_is_kept(app, store):
     store.settings.ask(ALL)
     ada = Labeler(app, store.people.invite("ada"))
     page = ada.page()
-    given = {"question0": "2", "question1": "6", "tag-l": "yes", "flag": "yes", "comment": "hm"}
+    given = {"question0": "2", "question1": "6", "tag-l": "yes", "flag": "yes", "comment": "hm \x1b]52;c;x\x07"}
     given |= {"spans0": "1 alpha\n2 nowhere", "comments1": "so so"}
     assert ada.post("/rate", page.fields | given | {"answer": "3"}).status_code == 422
     again = ada.client.get("/").text  # as after a crash of the browser
     assert re.findall(CHECKED, again) == ["question0", "question1", "tag-l", "flag"]
-    assert ">hm</textarea>" in again and "\nso so</textarea>" in again
+    assert ">hm ␛]52;c;x␇</textarea>" in again and "\nso so</textarea>" in again
     assert "\n1 alpha\n2 nowhere</textarea>" in again  # a line that names no passage yet, too
     assert "still here" in again and store.ratings() == []
+    assert Sitting(store, "ada").draft.comment == "hm ␛]52;c;x␇"  # nor does it bring controls to the terminal
 
 
 def test_a_draft_is_nobody_elses_and_of_no_other_item(app, store):
