@@ -57,7 +57,7 @@ def rate(args: argparse.Namespace) -> int:
                 )
     if args.web:
         require_extra("rating", "starlette", "uvicorn", purpose="--web")
-        from alignment.labeling.web import serve
+        from alignment.labeling.web_serving import serve
 
         serve(args.db, "0.0.0.0" if args.public else "127.0.0.1", args.port, args.public, args.order, args.called)  # noqa: S104
         return 0

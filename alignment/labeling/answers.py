@@ -53,10 +53,14 @@ SINGLE = {str(score): LabelerAnswer("scored", score=score) for score in SCORES}
 class Ranking:
     """The order of K answers while it is being typed, best first: numbers place answers, `=` joins two ranks."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, ranks: Sequence[int | None] = ()) -> None:
+        """`ranks` are those that answers have already, by their place."""
         self.size = size
         self._typed: list[tuple[int, bool]] = []  # an answer's number, and whether it shares the rank before it
         self.joining = False
+        ranked = sorted((rank, number) for number, rank in enumerate(ranks, 1) if rank is not None)
+        for place, (rank, number) in enumerate(ranked):
+            self._typed.append((number, place > 0 and ranked[place - 1][0] == rank))
 
     @property
     def placed(self) -> list[int]:

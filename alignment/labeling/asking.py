@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from alignment.labeling.answers import BETTER, FLAGGED, LabelerAnswer, Ranking, as_shown
+from alignment.labeling.answers import BETTER, FLAGGED, Ranking
 from alignment.labeling.marking import Mark
 from alignment.ratings import Assignment, Rating
 from alignment.ratings.questionnaire import Attribute, Questionnaire, as_seen
@@ -82,8 +82,6 @@ class Draft:
     """Lines of a form that name no passage."""
     comment: str = ""
     flagged: bool = False
-    former: LabelerAnswer | None = None
-    """The answer that was taken back."""
 
     @property
     def step(self) -> Step | None:
@@ -115,6 +113,19 @@ class Draft:
             texts["spans"] = [self.marks.get(place, []) for place in range(self.ranking.size)]
         return {"attributes": attributes, "tags": self.tags, **texts}
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """All of it for JSON, as `new_draft` takes it back; empty if nothing was given."""
+        places = range(self.ranking.size)
+        found = {
+            "answers": {key: value for key, value in self.answers.items() if value},
+            "unfound": [self.unfound.get(place, []) for place in places] if any(self.unfound.values()) else [],
+            "ranks": [self.ranking.ranks.get(place + 1) for place in places] if self.ranking.placed else [],
+            "comment": self.comment,
+            "flagged": self.flagged,
+        }
+        return {key: value for key, value in found.items() if value}
+
     def write(self, kind: TextKind, place: int, text: str, original: str) -> None:
         """Keep what was written about an answer; an empty text, or an answer as it was, is nothing."""
         kept = text.replace("\r\n", "\n")
@@ -124,13 +135,11 @@ class Draft:
             self.texts[kind][place] = kept
 
 
-def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rating | None = None) -> Draft:
-    """An empty draft of an item; or one with what came with an answer that was taken back."""
-    count = len(assignment.completions)
-    draft = Draft(Ranking(count), steps_of(questionnaire, assignment.kind, count))
-    if former is None:
-        return draft
-    answers = as_seen(former.answers or {}, assignment.order_shown)
+def new_draft(questionnaire: Questionnaire, assignment: Assignment, kept: Mapping[str, Any] | None = None) -> Draft:
+    """An empty draft of an item; or one with what was kept of it (`Draft.kept`) and is still asked."""
+    count, kept = len(assignment.completions), kept or {}
+    answers = kept.get("answers", {})
+    draft = Draft(Ranking(count, kept.get("ranks", ())), steps_of(questionnaire, assignment.kind, count))
     draft.given = _given(draft.steps, answers.get("attributes", {}))
     draft.tags = [tag for tag in answers.get("tags", []) if tag in questionnaire.tags.values()]
     for kind, may_be in (("rewrites", questionnaire.rewrite), ("comments", questionnaire.comments)):
@@ -140,9 +149,16 @@ def new_draft(questionnaire: Questionnaire, assignment: Assignment, former: Rati
         place: [(start, end, kind) for start, end, kind in marks if kind in questionnaire.spans]
         for place, marks in enumerate(answers.get("spans", ()))
     }
-    draft.comment, draft.flagged = former.comment, FLAGGED in former.flags
-    draft.former = as_shown(former, assignment)
+    if questionnaire.spans:
+        draft.unfound = dict(enumerate(kept.get("unfound", ())))
+    draft.comment, draft.flagged = clean(kept.get("comment", "")), kept.get("flagged", False)
     return draft
+
+
+def taken_back(former: Rating, assignment: Assignment) -> dict[str, Any]:
+    """What came with an answer that was taken back, as `new_draft` takes it."""
+    answers = as_seen(former.answers or {}, assignment.order_shown)
+    return {"answers": answers, "comment": former.comment, "flagged": FLAGGED in former.flags}
 
 
 def _given(steps: Sequence[Step], attributes: Mapping[str, Any]) -> list[int]:
@@ -150,8 +166,8 @@ def _given(steps: Sequence[Step], attributes: Mapping[str, Any]) -> list[int]:
     given: list[int] = []
     for step in steps:
         value = attributes.get(step.attribute.name)
-        if step.place is not None and isinstance(value, list):
-            value = value[step.place]
+        if step.place is not None:
+            value = value[step.place] if isinstance(value, list) and step.place < len(value) else None
         if not isinstance(value, int):
             break
         given.append(value)

@@ -80,11 +80,16 @@ def _gold(fields: Any) -> Gold | None:
     if fields is None:
         return None
     _need(isinstance(fields, dict), "'gold' must be an object")
-    _check_keys(fields, ("choice", "ranks", "score", "reason"), (), "'gold'")
+    _check_keys(fields, ("choice", "ranks", "score", "reason", "attributes", "tags"), (), "'gold'")
     ranks, reason = fields.get("ranks"), fields.get("reason") or ""
     _need(isinstance(reason, str), "the reason of 'gold' must be a text")
     ranks = None if ranks is None else _numbers(ranks, "the ranks of 'gold'")
-    return Gold(fields.get("choice"), ranks, fields.get("score"), reason)
+    attributes, tags = fields.get("attributes"), fields.get("tags")
+    _need(isinstance(attributes, dict | None), "the attributes of 'gold' must be an object of names and values")
+    _need(isinstance(tags, list | None), "the tags of 'gold' must be a list of texts")
+    return Gold(
+        fields.get("choice"), ranks, fields.get("score"), reason, attributes, None if tags is None else tuple(tags)
+    )
 
 
 def _answer(row: Any, kind: str, lengths: Sequence[int], number: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from alignment.labeling.answers import BOTH_BAD, LabelerAnswer, expected_in_words
+from alignment.labeling.answers import BOTH_BAD, LabelerAnswer
+from alignment.labeling.feedback import gold_in_words
 from alignment.labeling.report import named_line
 from alignment.ratings import Gold
 from alignment.terminal import clean, one_line
@@ -63,7 +64,7 @@ def show_item(row: Row, console: Console) -> None:
     """Print an item, then who said what of it, and how."""
     head = f"Item {row['item']} ({row['kind']}), {row['votes']} of {row['need']} votes"
     if row["gold"]:
-        head = f"Item {row['item']} ({row['kind']}), a gold item; expected: {_expected(row['gold'])}"
+        head = f"Item {row['item']} ({row['kind']}), a gold item; expected: {_expected(row['gold'], row['kind'])}"
     console.print("; ".join(filter(None, [head, special(row)])), style="bold")
     for message in row["prompt"]:
         _print_text(console, one_line(message["role"]).upper(), message["content"])
@@ -94,10 +95,9 @@ def in_words(rating: Row) -> str:
     return str(LabelerAnswer(rating["choice"], None, flags, rating["ranks"], rating["score"]))
 
 
-def _expected(gold: Row) -> str:
-    ranks = None if gold["ranks"] is None else tuple(gold["ranks"])
-    words = expected_in_words(Gold(gold["choice"], ranks, gold["score"]))
-    return words.replace("LEFT", "FIRST").replace("RIGHT", "SECOND")
+def _expected(gold: Row, kind: str) -> str:
+    lists = {name: None if gold[name] is None else tuple(gold[name]) for name in ("ranks", "tags")}
+    return gold_in_words(Gold(**gold | lists), kind)
 
 
 def _guideline(rating: Row) -> str:

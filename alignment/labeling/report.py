@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from alignment.ratings.grading import CHOICE
 from alignment.ratings.quality import Figures
 from alignment.terminal import counted, one_line
 
@@ -33,6 +34,10 @@ def show(found: Figures, console: Console) -> None:
         named_line(console, "Programs", f"{', '.join(map(one_line, ratings['simulated']))}: simulated, not people")
     _show_agreement(found, console)
     _show_questions(found["questions"], console)
+    if set(found["gold"]) - {CHOICE}:
+        console.print(Text("\nRight on gold items", style="bold underline"))
+        for name, figures in found["gold"].items():
+            named_line(console, name, _percent(figures, "answer"))
     _show_habits(found, console)
     if found["labelers"]:
         _show_labelers(found["labelers"], console)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from alignment.errors import UserError
-from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown, expected_in_words
-from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft
+from alignment.labeling.answers import FLAGGED, PAIR, SINGLE, SKIP, LabelerAnswer, as_shown
+from alignment.labeling.asking import OVERALL, Draft, Step, TextKind, heading, name_of, new_draft, taken_back
+from alignment.labeling.feedback import said_and_expected
 from alignment.labeling.marking import Mark
 from alignment.labeling.refereeing import decided
-from alignment.ratings import Assignment, Gold, Order, Progress, RatingsStore, View
+from alignment.ratings import Assignment, Order, Progress, RatingsStore, View
 from alignment.ratings.questionnaire import Questionnaire
 from alignment.terminal import clean, one_line
 
@@ -23,6 +24,7 @@ LAST = "That was the last one."
 NOTHING_BACK = "There is nothing to take back."
 PRACTICE_STAYS = "There is nothing to take back: you were told the right answer to the one before."
 WRITTEN = {"rewrites": "Rewritten, and saved with your answer", "comments": "With a comment, saved with your answer"}
+RESUMED = "What you gave to this item before is still here."
 NO_KEY = "That key does nothing here; ? shows the keys."
 
 
@@ -74,7 +76,8 @@ class Sitting:
         assert self.assignment is not None
         rating = self.assignment.rating
         if rating not in self._drafts:
-            self._drafts[rating] = new_draft(self.questionnaire, self.assignment)
+            kept = self.store.drafts.of(self.assignment)
+            self._drafts[rating] = new_draft(self.questionnaire, self.assignment, kept)
         return self._drafts[rating]
 
     @property
@@ -121,7 +124,7 @@ class Sitting:
                 self.save(answer)
         elif key != "enter":
             wrong = self.draft.ranking.press(key)
-            self.say(wrong, failed=bool(wrong))
+            self._keep(wrong, failed=bool(wrong))
         elif self.draft.ranking.answer is None:
             left = ", ".join(map(str, self.draft.ranking.left))
             self.say(f"Not saved yet: {left} {'has' if len(left) == 1 else 'have'} no place.", failed=True)
@@ -135,14 +138,14 @@ class Sitting:
             self.say(NO_KEY, failed=True)
             return
         self.draft.given.append(value)
-        self.say(f"{step.in_words(value)}.")
+        self._keep(f"{step.in_words(value)}.")
 
     def tag(self, key: str) -> bool:
         """A letter that may set or clear a reason; False if it is none."""
         words = self.questionnaire.tags.get(key)
         if words is not None:
             self.draft.toggle(words)
-            self.say(f"Reasons: {', '.join(self.draft.tags) or 'none'}.")
+            self._keep(f"Reasons: {', '.join(self.draft.tags) or 'none'}.")
         return words is not None
 
     def write(self, kind: TextKind, place: int, text: str) -> None:
@@ -151,14 +154,14 @@ class Sitting:
         self.draft.write(kind, place, text, self.assignment.completions[place])
         places = sorted(self.draft.texts[kind])
         names = ", ".join(name_of(self.assignment.kind, place) or "the answer" for place in places)
-        self.say(f"{WRITTEN[kind]}: {names or 'none'}.")
+        self._keep(f"{WRITTEN[kind]}: {names or 'none'}.")
 
     def mark(self, place: int, marks: list[Mark]) -> None:
         """Keep which passages of an answer are wrong."""
         assert self.assignment is not None
         self.draft.marks[place] = marks
         count = sum(map(len, self.draft.marks.values()))
-        self.say(f"{count} passage{'s' * (count != 1)} marked, saved with your answer.")
+        self._keep(f"{count} passage{'s' * (count != 1)} marked, saved with your answer.")
 
     def skip(self) -> None:
         """Leave the item to others."""
@@ -195,8 +198,7 @@ class Sitting:
             self._next("Skipped." if answer == SKIP else f"Saved: {answer}.")
             return
         self.progress = self.store.progress(self.labeler, self.order)
-        said = said_and_expected(answer, feedback.expected_shown)
-        self._wait("right" if feedback.right else "wrong", f"{'Correct. ' * feedback.right}{said}")
+        self._wait("right" if feedback.right else "wrong", said_and_expected(answer, feedback))
 
     def go_on(self) -> None:
         """From the state `wait` to the next item."""
@@ -208,7 +210,7 @@ class Sitting:
         if self.state == "rate" and self.draft.given:
             value = self.draft.given.pop()
             assert self.draft.step is not None
-            self.say(f"Taken back: {self.draft.step.in_words(value)}.")
+            self._keep(f"Taken back: {self.draft.step.in_words(value)}.")
             return
         try:
             former = self.store.last_rating(self.labeler, self.order)
@@ -220,18 +222,28 @@ class Sitting:
         if undone is None or former is None:
             self.say(NOTHING_BACK if former is None else PRACTICE_STAYS, failed=True)
             return
-        self._show(undone, f"Taken back, please answer again. Your answer was: {as_shown(former, undone)}.")
-        self._drafts[undone.rating] = new_draft(self.questionnaire, undone, former)
+        self._show(undone)
+        self._drafts[undone.rating] = new_draft(self.questionnaire, undone, taken_back(former, undone))
+        self._keep(f"Taken back, please answer again. Your answer was: {as_shown(former, undone)}.")
 
     def flag(self) -> None:
         """Set or clear the mark that somebody should look at the item."""
         self.draft.flagged = not self.draft.flagged
-        self.say("Flagged: somebody will look at this item." if self.draft.flagged else "The flag is off.")
+        self._keep("Flagged: somebody will look at this item." if self.draft.flagged else "The flag is off.")
 
     def comment(self, text: str) -> None:
         """Keep a note with the item; an empty one clears it."""
         self.draft.comment = one_line(text)
-        self.say("The comment is kept and saved with your answer." if self.draft.comment else "No comment.")
+        self._keep("The comment is kept and saved with your answer." if self.draft.comment else "No comment.")
+
+    def _keep(self, said: str, failed: bool = False) -> None:
+        """Write what was given to the item so far to disk, so that a kill loses none of it; then tell the labeler."""
+        assert self.assignment is not None
+        try:
+            self.store.drafts.keep(self.assignment, self.draft.kept)
+        except UserError as error:
+            said, failed = f"{said} It is not on disk yet: {clean(str(error))}", True
+        self.say(said, failed)
 
     def say(self, text: str, failed: bool = False) -> None:
         """Tell the labeler something."""
@@ -257,18 +269,14 @@ class Sitting:
         self.state, self.waits_for = "wait", what
         self.say(said, failed=what in ("wrong", "store"))
 
-    def _show(self, assignment: Assignment | None, said: str, failed: bool = False) -> None:
+    def _show(self, assignment: Assignment | None, said: str = "", failed: bool = False) -> None:
         if assignment != self.assignment:
             self.assignment, self.view = assignment, "raw"
+            if assignment and not said and assignment.rating not in self._drafts and self.draft.kept:
+                said = RESUMED
         self.state = "end" if assignment is None else "rate"
         self.say(said, failed)
         self.seen()
-
-
-def said_and_expected(answer: LabelerAnswer, expected: Gold) -> str:
-    """What is told after the answer to a calibration item."""
-    words = f"You said: {answer}. Expected: {expected_in_words(expected)}."
-    return f"{words} {one_line(expected.reason)}".rstrip()
 
 
 def position(progress: Progress) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import math
 import signal
 import time
+from functools import partial
 from typing import ClassVar
 
 from textual import events
@@ -224,7 +225,9 @@ class RatingApp(App[int]):
             self._be_deaf()
             self.draw()
 
-        self.push_screen(Writing(tui_text.WRITING[kind], names, answers, texts), keep)
+        self.push_screen(
+            Writing(tui_text.WRITING[kind], names, answers, texts, partial(self.sitting.write, kind)), keep
+        )
 
     def action_mark(self) -> None:
         """Mark what is wrong in the answers, on a screen of its own."""
@@ -239,7 +242,7 @@ class RatingApp(App[int]):
             self.draw()
 
         kinds, marks = self.sitting.questionnaire.spans, self.sitting.draft.marks
-        self.push_screen(Marking(names, assignment.completions, kinds, marks), keep)
+        self.push_screen(Marking(names, assignment.completions, kinds, marks, self.sitting.mark), keep)
 
     def action_help(self) -> None:
         kind = self.sitting.assignment.kind if self.sitting.assignment else "pair"

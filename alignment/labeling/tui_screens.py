@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,8 @@ from textual.widgets.text_area import Edit, EditResult
 from alignment.labeling.marking import Mark, in_lines, stored_span
 from alignment.terminal import clean
 
+KEEP_SECONDS = 0.5
+"""How often what is being written is handed on, so that a kill loses less than a line."""
 SCROLL = ("down", "j", "pagedown", "up", "k", "pageup", "home", "end")
 
 
@@ -73,7 +75,9 @@ class SafeTextArea(TextArea):
 
 
 class Writing(ModalScreen[dict[int, str]]):
-    """One text for each answer, one at a time; returns all of them as they are when it is closed."""
+    """One text for each answer, one at a time; returns all of them as they are when it is closed, and hands on each
+    that changed before that.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Done", key_display="Esc", priority=True),
@@ -82,9 +86,17 @@ class Writing(ModalScreen[dict[int, str]]):
         Binding("ctrl+r", "again", "As it was", key_display="Ctrl+R", priority=True),
     ]
 
-    def __init__(self, title: str, names: Sequence[str], originals: Sequence[str], texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        title: str,
+        names: Sequence[str],
+        originals: Sequence[str],
+        texts: Sequence[str],
+        hand_on: Callable[[int, str], None],
+    ) -> None:
         """`originals` are what Ctrl+R goes back to, `texts` what is written by now."""
         super().__init__()
+        self._hand_on = hand_on
         self._title, self._names, self._originals = title, names, [clean(text) for text in originals]
         self._texts = [clean(text) for text in texts]
         self._place = 0
@@ -97,6 +109,13 @@ class Writing(ModalScreen[dict[int, str]]):
 
     def on_mount(self) -> None:
         self._show()
+        self.set_interval(KEEP_SECONDS, self._tell)
+
+    def _tell(self) -> None:
+        before = self._texts[self._place]
+        self._keep()
+        if self._texts[self._place] != before:
+            self._hand_on(self._place, self._texts[self._place])
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Tab is for several answers alone."""
@@ -126,7 +145,9 @@ class Writing(ModalScreen[dict[int, str]]):
 
 
 class Marking(ModalScreen[dict[int, list[Mark]]]):
-    """An answer at a time, in which passages are selected and marked; returns the marks of all when it is closed."""
+    """An answer at a time, in which passages are selected and marked; returns the marks of all when it is closed, and
+    hands on those of an answer with each change.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "close", "Done", key_display="Esc", priority=True),
@@ -137,9 +158,15 @@ class Marking(ModalScreen[dict[int, list[Mark]]]):
     ]
 
     def __init__(
-        self, names: Sequence[str], texts: Sequence[str], kinds: Sequence[str], marks: Mapping[int, Sequence[Mark]]
+        self,
+        names: Sequence[str],
+        texts: Sequence[str],
+        kinds: Sequence[str],
+        marks: Mapping[int, Sequence[Mark]],
+        hand_on: Callable[[int, list[Mark]], None],
     ) -> None:
         super().__init__()
+        self._hand_on = hand_on
         self._names, self._texts, self._kinds = names, texts, kinds
         self._marks = {place: list(marks.get(place, ())) for place in range(len(texts))}
         self._place = 0
@@ -171,11 +198,13 @@ class Marking(ModalScreen[dict[int, list[Mark]]]):
         mark = (*stored_span(text, start, end), self._kinds[number - 1])
         if start < end and mark not in self._marks[self._place]:
             self._marks[self._place].append(mark)
+            self._hand_on(self._place, sorted(self._marks[self._place]))
         self._show_marks()
 
     def action_drop(self) -> None:
         if self._marks[self._place]:
             self._marks[self._place].pop()
+            self._hand_on(self._place, sorted(self._marks[self._place]))
         self._show_marks()
 
     def action_close(self) -> None:

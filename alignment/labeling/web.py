@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +28,13 @@ from starlette.routing import Route
 
 from alignment.errors import UserError
 from alignment.labeling.answers import FLAGGED, SKIP, as_shown, expected_in_words, keys_of
-from alignment.labeling.asking import Draft, new_draft
-from alignment.labeling.desk import show_warnings
+from alignment.labeling.asking import new_draft, taken_back
 from alignment.labeling.desk_page import progress_page
+from alignment.labeling.feedback import graded_words
 from alignment.labeling.refereeing import decided
 from alignment.labeling.rendering.page import item_html
-from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, position
-from alignment.labeling.web_connections import OncePerMinute, listen, page_server, quiet_logs
+from alignment.labeling.session import NOTHING_BACK, PRACTICE_STAYS, RESUMED, position
+from alignment.labeling.web_connections import OncePerMinute
 from alignment.labeling.web_forms import (
     COMMENT_CHARACTERS,
     INCOMPLETE,
@@ -45,6 +44,7 @@ from alignment.labeling.web_forms import (
     buttons,
     by_letter,
     draft_in,
+    kept_in,
     marked_lines,
     names_of,
     overall_heading,
@@ -54,8 +54,7 @@ from alignment.labeling.web_forms import (
 )
 from alignment.labeling.web_security import FOREIGN, HEADERS, SecurityHeaders, read_form, seal, unseal
 from alignment.ratings import Assignment, Order, RatingsStore
-from alignment.ratings.setup_warnings import setup_warnings
-from alignment.terminal import clean, one_line, screen
+from alignment.terminal import clean
 
 HERE = Path(__file__).resolve().parent
 LOCAL_HOSTS = ("127.0.0.1", "localhost")
@@ -70,11 +69,6 @@ NOT_OPEN = (
 )
 NOT_SAVED = "The server could not write just now, so nothing was saved. Please try again in a minute."
 BROKEN = "Something went wrong on the server. What was saved before is safe."
-OPENS = (
-    "--public opens port {0} on every address of this machine, in plain HTTP. Put a proxy with TLS in front of it that"
-    " passes the Host header on (without one, browsers get no session), and let nobody but the proxy through the"
-    " firewall to port {0}."
-)
 TITLES = {401: "Your personal link, please", 404: "Not found", 413: "Too long", 422: "Not saved yet", 503: "Not saved"}
 
 
@@ -109,6 +103,7 @@ class RatingPage:
         return [
             Route("/", self._visit(self.item)),
             Route("/rate", self._visit(self.rate), methods=["POST"]),
+            Route("/draft", self._visit(self.keep), methods=["POST"]),
             Route("/undo", self._visit(self.undo), methods=["POST"]),
             Route("/practice/{rating}", self._visit(self.practice)),
             Route("/votes/{rating}", self._visit(self.votes)),
@@ -166,9 +161,9 @@ class RatingPage:
         draft = draft_in(item, visit.store.settings.questionnaire(item.questions), visit.form)
         answer = answer_in(item, visit.form)
         if answer is None or (answer != SKIP and draft.step is not None):
-            return self._item(visit, item, INCOMPLETE, draft, 422)
+            return self._incomplete(visit, item, INCOMPLETE)
         if answer != SKIP and (unfound := [line for lines in draft.unfound.values() for line in lines]):
-            return self._item(visit, item, NO_PASSAGE.format("; ".join(unfound)[:300]), draft, 422)
+            return self._incomplete(visit, item, NO_PASSAGE.format("; ".join(unfound)[:300]))
         try:
             visit.store.submit(
                 item,
@@ -193,6 +188,17 @@ class RatingPage:
         code = "".join(map(str, answer.ranks)) if answer.ranks else visit.form["answer"]
         return RedirectResponse("/?saved=skip" if answer == SKIP else f"/?saved={item.kind}-{code}", 303)
 
+    def keep(self, visit: Visit, _: Request) -> Response:
+        """Keep what was given to an open item so far; with JavaScript, the page sends it with each answer."""
+        if item := _found(visit, visit.form.get("rating", ""), unanswered=True):
+            _keep(visit, as_sent(item, visit.form))
+        return Response(status_code=204)
+
+    def _incomplete(self, visit: Visit, item: Assignment, said: str) -> Response:
+        """The form again, with all that it had."""
+        _keep(visit, item)
+        return self._item(visit, item, said, 422)
+
     def undo(self, visit: Visit, _: Request) -> Response:
         """Reopen the last answer, with what came with it."""
         former = visit.store.last_rating(visit.labeler, visit.order)
@@ -201,8 +207,8 @@ class RatingPage:
             claimed = visit.store.claim(visit.labeler, order=visit.order)
             return self._item(visit, claimed, NOTHING_BACK if former is None else PRACTICE_STAYS)
         said = f"Taken back, please answer again. Your answer was: {by_letter(str(as_shown(former, undone)))}."
-        asked = visit.store.settings.questionnaire(undone.questions)
-        return self._item(visit, undone, said, new_draft(asked, undone, former))
+        visit.store.drafts.keep(undone, taken_back(former, undone))
+        return self._item(visit, undone, said)
 
     def practice(self, visit: Visit, request: Request) -> Response:
         """What the right answer to a calibration item was."""
@@ -213,8 +219,9 @@ class RatingPage:
         said, expected = str(as_shown(feedback.rating, item)), feedback.expected_shown
         words: dict[str, Any] = {
             "said": by_letter(said),
-            "expected": by_letter(expected_in_words(expected)),
+            "expected": by_letter(expected_in_words(expected)) if expected.chooses else "",
             "reason": expected.reason,
+            "questions": [each.shown(by_letter) for each in graded_words(feedback)],
             "rendered": item_html(item),
         }
         return self._page("practice.html", item=item, names=names_of(item), right=feedback.right, **words)
@@ -277,15 +284,14 @@ class RatingPage:
     def _not_open(self, visit: Visit) -> Response:
         return self._message("Not saved", NOT_OPEN, 409, visit.form.get("comment", "").strip())
 
-    def _item(
-        self, visit: Visit, item: Assignment | None, said: str, draft: Draft | None = None, status: int = 200
-    ) -> Response:
+    def _item(self, visit: Visit, item: Assignment | None, said: str, status: int = 200) -> Response:
         progress = visit.store.progress(visit.labeler, visit.order)
-        shown: dict[str, Any] = {"progress": progress, "said": said, "csrf": seal(visit.token)}
+        kept = {} if item is None else visit.store.drafts.of(item)
+        shown: dict[str, Any] = {"progress": progress, "said": said or RESUMED * bool(kept), "csrf": seal(visit.token)}
         if item is None:
             return self._page("end.html", **shown)
         asked = visit.store.settings.questionnaire(item.questions)
-        draft = draft or new_draft(asked, item)
+        draft = new_draft(asked, item, kept)
         return self._page(
             "item.html",
             status,
@@ -300,6 +306,7 @@ class RatingPage:
             place=position(progress),
             guideline=visit.store.settings.guideline,
             draft=draft,
+            ranks=kept.get("ranks", [None] * len(item.completions)),
             steps=shown_steps(draft, item.kind),
             overall=overall_heading(asked, draft, item.kind),
             asked=asked,
@@ -348,37 +355,6 @@ def make_app(
     return app
 
 
-def serve(
-    db: str | os.PathLike[str], host: str, port: int, public: str | None, order: Order, called: str = "alignment rate"
-) -> None:
-    """Serve the rating page until Ctrl-C.
-
-    `host` is the address to listen on, `public` the name under which labelers reach it through a proxy with TLS, and
-    `called` how the program was called.
-    Raises UserError if the file, the name or the port is not usable.
-    """
-    if public is not None and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", public):
-        raise UserError(f"--public {public!a}: expected a host's name or address alone, such as rate.example.org")
-    app = make_app(db, allowed_hosts=(public,) if public else LOCAL_HOSTS, order=order, secure=public is not None)
-    server = page_server(app)
-    # Whenever the last connection to a file closes, SQLite moves its log into it. This one, held and not used, spares
-    # every request that: 4 ms instead of 30 for a page, and what is acknowledged is on disk either way.
-    with RatingsStore(db) as store, listen(host, port, server) as listener, quiet_logs():
-        address = f"http://{host}:{listener.getsockname()[1]}"
-        base = f"https://{public}" if public else address
-        where = f"--db {shlex.quote(one_line(str(db)))} --url {base}"
-        show_warnings(setup_warnings(store), screen(stderr=True))
-        print(f"Rating page: {base}/ (Ctrl-C ends it; every answer is saved at once)", file=sys.stderr)
-        print(f"Your link to their progress: {called} progress --link {where}", file=sys.stderr)
-        print(f"Links for labelers: {called} invite NAME {where}", file=sys.stderr)
-        if public:
-            print(OPENS.format(listener.getsockname()[1]), file=sys.stderr)
-        try:
-            server.run(sockets=[listener])
-        except KeyboardInterrupt:  # uvicorn's way to say that Ctrl-C has ended it in order
-            print("Stopped. Every answer is saved.", file=sys.stderr)
-
-
 def _environment(version: str) -> Environment:
     """Templates in which every text is cleaned of controls, then escaped; a missing name is an error."""
     environment = Environment(
@@ -398,3 +374,9 @@ def _found(visit: Visit, rating: str, unanswered: bool = False) -> Assignment | 
     if not re.fullmatch("[0-9]{1,18}", rating):  # SQLite takes no larger number
         return None
     return visit.store.assignment(int(rating), visit.labeler, unanswered)
+
+
+def _keep(visit: Visit, item: Assignment) -> None:
+    """Keep what the form has given to the item."""
+    draft = draft_in(item, visit.store.settings.questionnaire(item.questions), visit.form)
+    visit.store.drafts.keep(item, kept_in(item, draft, visit.form))

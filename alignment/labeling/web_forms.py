@@ -115,6 +115,13 @@ def answer_in(item: Assignment, form: Form) -> LabelerAnswer | None:
     return (PAIR if item.kind == "pair" else SINGLE).get(key)
 
 
+def kept_in(item: Assignment, draft: Draft, form: Form) -> dict[str, Any]:
+    """The draft as it is kept, with the ranks as they stand in the lists of the form, gaps too."""
+    ranks = [form.get(f"rank{number + 1}", "") for number in range(len(item.completions))]
+    given = [int(rank) if re.fullmatch("[1-9]", rank) else None for rank in ranks]
+    return draft.kept | ({"ranks": given} if any(given) else {})
+
+
 def draft_in(item: Assignment, questionnaire: Questionnaire, form: Form) -> Draft:
     """What the form has beside the choice: answers to the questions up to the first without one, and texts."""
     draft = new_draft(questionnaire, item)

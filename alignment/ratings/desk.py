@@ -106,6 +106,13 @@ class Desk:
         rows = self._file.db.execute("SELECT kind, gold IS NOT NULL, need, count(*) FROM item GROUP BY 1, 2, 3")
         return [Group(row[0], bool(row[1]), row[2], row[3]) for row in rows]
 
+    def gold_answers(self) -> tuple[list[str], list[str]]:
+        """The attributes and the reasons that gold answers say something to, each once."""
+        rows = self._file.db.execute("SELECT gold FROM item WHERE gold IS NOT NULL")
+        found = [json.loads(row["gold"]) for row in rows]
+        names = dict.fromkeys(name for gold in found for name in gold.get("attributes") or {})
+        return list(names), list(dict.fromkeys(tag for gold in found for tag in gold.get("tags") or ()))
+
     def is_set(self, setting: str) -> bool:
         """Whether a setting was ever changed here."""
         return self._file.meta(setting, "") != ""

@@ -17,7 +17,7 @@ from alignment.errors import UserError
 from alignment.ratings.records import CONTROLS, NO_VOTES, dump
 
 APPLICATION_ID = 0x616C7261  # "alra", in the file's header: identifies ratings files among SQLite files
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 BUSY_SECONDS = 30.0
 
 BROKEN = (sqlite3.OperationalError, sqlite3.DatabaseError)
@@ -50,6 +50,7 @@ _GIVEN_UNDER = (
     "view TEXT CHECK(view IN ('raw', 'rendered'))",
     "answers TEXT",
 )
+_DRAFT = "draft TEXT"  # what was given to an open item so far, as JSON; see drafts.py
 _TRIGGERS = f"""
 CREATE TRIGGER rating_added AFTER INSERT ON rating WHEN {_RATED} BEGIN
   UPDATE item SET answered = answered + 1 WHERE id = new.item; END;
@@ -74,7 +75,7 @@ CREATE TABLE rating(
   strength INTEGER CHECK(strength BETWEEN 1 AND 3), ranks TEXT, score INTEGER CHECK(score BETWEEN 1 AND 7),
   given REAL, seconds REAL, comment TEXT NOT NULL DEFAULT '', flags TEXT NOT NULL DEFAULT '[]',
   why TEXT NOT NULL DEFAULT 'random', claimed_at REAL NOT NULL, done_at REAL, done INTEGER NOT NULL DEFAULT 0,
-  {", ".join(_GIVEN_UNDER)},
+  {", ".join(_GIVEN_UNDER)}, {_DRAFT},
   CHECK(done = (choice IS NOT NULL) AND done = (done_at IS NOT NULL)),
   CHECK((ranks IS NOT NULL) = (choice IS 'ranked') AND (score IS NOT NULL) = (choice IS 'scored')));
 CREATE UNIQUE INDEX rating_once ON rating(item, labeler, (why = 'repeat'));
@@ -127,7 +128,7 @@ DROP TABLE rating_1;
 DROP TABLE item_1;
 {_COUNTER}{_WORDING}{_GUIDELINES}"""
 # What each later schema added: 3 the scores on scales of other tools, 4 the counter of items that need answers, 5 the
-# questions and the versions, and verdicts, which the triggers must not count.
+# questions and the versions, and verdicts, which the triggers must not count, 6 the drafts of open items.
 _ADDED = {
     3: "ALTER TABLE rating ADD COLUMN given REAL;\n",
     4: _COUNTER,
@@ -136,6 +137,7 @@ _ADDED = {
     + _GUIDELINES
     + "".join(f"DROP TRIGGER rating_{name};\n" for name in ("added", "changed", "removed"))
     + _TRIGGERS,
+    6: f"ALTER TABLE rating ADD COLUMN {_DRAFT};\n",
 }
 
 

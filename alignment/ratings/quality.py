@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from alignment.config.sections import DataConfig
 from alignment.data.formats import Choice
 from alignment.data.records import Comparison
 from alignment.intervals import bootstrap_mean
-from alignment.ratings import Gold, Item, Rating, RatingsStore, is_ratings_file, is_right
+from alignment.ratings import Item, Rating, RatingsStore, is_ratings_file
 from alignment.ratings.agreement import (
     Preference,
     alpha_estimate,
@@ -28,10 +28,11 @@ from alignment.ratings.agreement import (
     three_way_agreement,
     wilson,
 )
+from alignment.ratings.grading import graded
 from alignment.ratings.pairs import Pair, pairs_with_choices
 from alignment.ratings.question_figures import question_figures
 from alignment.ratings.reachable import agreement_shares
-from alignment.ratings.records import CONTROLS, NO_VOTES
+from alignment.ratings.records import CONTROLS, NO_VOTES, GradedAnswer
 from alignment.ratings.warnings import warnings_of
 
 Figures = dict[str, Any]
@@ -56,6 +57,7 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         ratings = [rating for rating in ratings if rating.labeler in labelers]
     counting = [rating for rating in ratings if rating.why not in NO_VOTES and rating.choice != "skip"]
     pairs = list(pairs_with_choices(list(items.values()), counting))
+    grades = _grades(store, items, ratings)
     quality: Figures = {
         "db": str(store.path),
         "items": _items(list(items.values()), counting),
@@ -73,7 +75,8 @@ def report(store: RatingsStore, hashed: bool = False, labelers: Collection[str] 
         "length": _longer(pairs),
         "seconds": _seconds(ratings),
         "flags": _flags(ratings),
-        "labelers": _labelers(items, ratings, pairs),
+        "gold": _by_question(grade for given in grades.values() for each in given for grade in each),
+        "labelers": _labelers(grades, ratings, pairs),
     }
     return quality | {"warnings": warnings_of(quality)}
 
@@ -193,7 +196,25 @@ def _longer(pairs: Sequence[Pair], labeler: str | None = None) -> Figures | None
 # --- labelers ------------------------------------------------------------------------------------------------------
 
 
-def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence[Pair]) -> dict[str, Figures]:
+def _grades(
+    store: RatingsStore, items: Mapping[int, Item], ratings: Sequence[Rating]
+) -> dict[str, list[list[GradedAnswer]]]:
+    """What each labeler's answers to gold items were, a list for each item; skips, and items with nothing to grade in
+    what was asked, are left out."""
+    asked = {version: store.settings.questionnaire(version) for version in {rating.questions for rating in ratings}}
+    found: dict[str, list[list[GradedAnswer]]] = {}
+    for rating in ratings:
+        gold = items[rating.item].gold
+        if gold is None or rating.why not in ("gold", "calibration"):
+            continue
+        if grades := list(graded(gold, rating, asked[rating.questions])):
+            found.setdefault(rating.labeler, []).append(grades)
+    return found
+
+
+def _labelers(
+    grades: Mapping[str, list[list[GradedAnswer]]], ratings: Sequence[Rating], pairs: Sequence[Pair]
+) -> dict[str, Figures]:
     reliabilities = reliability([pair.choices for pair in pairs])
     by_labeler = {}
     for name in sorted({rating.labeler for rating in ratings}):
@@ -208,7 +229,7 @@ def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence
             "ties": dict(wilson(choices.count("tie"), len(choices))) if choices else None,
             "position": _preference(preference(_first_shown(own_ratings))),
             "length": _longer(pairs, name),
-            "gold": _gold(items, answered),
+            "gold": _gold([grade for each in grades.get(name, ()) for grade in each], len(grades.get(name, ()))),
             "self_agreement": _self_agreement(answered),
             "reliability": {
                 "accuracy": None if math.isnan(reliabilities.accuracy[name]) else reliabilities.accuracy[name],
@@ -221,28 +242,22 @@ def _labelers(items: dict[int, Item], ratings: Sequence[Rating], pairs: Sequence
     return by_labeler
 
 
-def _gold(items: dict[int, Item], answered: Sequence[Rating]) -> Figures | None:
-    """Fraction of control items answered right (see `alignment.ratings.is_right`), and its p-value under guessing."""
-    graded = [
-        (gold, is_right(gold, rating.choice, rating.ranks, rating.score))
-        for rating in answered
-        if (gold := items[rating.item].gold) is not None and rating.why in ("gold", "calibration")
-    ]
-    if not graded:
+def _gold(grades: Sequence[GradedAnswer], items: int) -> Figures | None:
+    """Fraction of the answers to `items` gold items that are right (see `alignment.ratings.grading`), choices and
+    questions together, and its p-value under guessing."""
+    if not grades:
         return None
-    right = sum(correct for _, correct in graded)
-    guess = statistics.fmean(_guess(gold) for gold, _ in graded)
-    return {**wilson(right, len(graded)), "guessing": guess, "p_value": binomial_test(right, len(graded), guess)}
+    right, guessing = sum(each.right for each in grades), statistics.fmean(each.guessing for each in grades)
+    p_value = binomial_test(right, len(grades), guessing)
+    return {**wilson(right, len(grades)), "items": items, "guessing": guessing, "p_value": p_value}
 
 
-def _guess(gold: Gold) -> float:
-    """Probability that a random guess is right: one side of a pair, an order without ties, one of seven scores."""
-    if gold.ranks is not None:
-        alike = math.prod(math.factorial(count) for count in Counter(gold.ranks).values())
-        return alike / math.factorial(len(gold.ranks)) if len(set(gold.ranks)) > 1 else 0.5
-    if gold.score is not None:
-        return sum(abs(score - gold.score) <= 1 for score in range(1, 8)) / 7
-    return 1 / 2
+def _by_question(grades: Iterable[GradedAnswer]) -> Figures:
+    """Fraction of the answers to gold items that are right, of everybody together, by the question."""
+    found: dict[str, list[bool]] = {}
+    for each in grades:
+        found.setdefault(each.name, []).append(each.right)
+    return {name: dict(wilson(sum(right), len(right))) for name, right in found.items()}
 
 
 def _self_agreement(answered: Sequence[Rating]) -> Figures | None:

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from alignment.errors import UserError
+from alignment.ratings.questionnaire import check_shape
 from alignment.terminal import clean
 
 Kind = Literal["pair", "rank", "single"]
@@ -49,13 +50,21 @@ class Completion:
 class Gold:
     """The right answer of a control item: `choice` of a pair, `ranks` of a ranking, `score` of a single completion.
 
-    `reason` says why it is right; the calibration round shows it.
+    `attributes` and `tags` are the right answers to the questions beside the choice, in item order; with them the
+    choice may be left out. `reason` says why all of it is right; the calibration round shows it.
     """
 
     choice: Literal["first", "second", "tie"] | None = None
     ranks: tuple[int, ...] | None = None
     score: int | None = None
     reason: str = ""
+    attributes: Mapping[str, Any] | None = None
+    tags: tuple[str, ...] | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it says the choice itself."""
+        return any(each is not None for each in (self.choice, self.ranks, self.score))
 
 
 @dataclass(frozen=True)
@@ -130,12 +139,29 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class GradedAnswer:
+    """One answer to a gold item. `name` is that of the question; `guessing` is how often a random guess is right.
+
+    `said` and `expected` are values as in `Rating.answers`; None for the choice.
+    """
+
+    name: str
+    said: Any
+    expected: Any
+    right: bool
+    guessing: float
+
+
+@dataclass(frozen=True)
 class Feedback:
-    """Feedback to a labeler after their answer to a calibration item. `expected_shown` is in display order."""
+    """Feedback to a labeler after their answer to a calibration item. `expected_shown` is in display order, and so are
+    the `questions` beside the choice that the gold answer says something to. `right`: all of it is.
+    """
 
     right: bool
     expected_shown: Gold
     rating: Rating
+    questions: tuple[GradedAnswer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,12 +250,20 @@ def check_item(kind: str, messages: int, completions: int, need: int, gold: Gold
     if not 1 <= need < 2**32:
         raise UserError(f"need is how many labelers rate an item: expected 1 or more, below 2**32, found {need}")
     if gold is not None:
-        given_fields = {name for name, value in asdict(gold).items() if value is not None} - {"reason"}
-        if given_fields != {{"pair": "choice", "rank": "ranks", "single": "score"}[kind]}:
-            raise UserError(
-                f"gold of a {kind} item: found {', '.join(sorted(given_fields)) or 'nothing'}, expected "
-                + {"pair": "choice", "rank": "ranks", "single": "score"}[kind]
-            )
+        _check_gold(kind, completions, gold)
+
+
+def _check_gold(kind: str, completions: int, gold: Gold) -> None:
+    expected = {"pair": "choice", "rank": "ranks", "single": "score"}[kind]
+    given = [name for name in ("choice", "ranks", "score") if getattr(gold, name) is not None]
+    answers = {key: value for key in ("attributes", "tags") if (value := getattr(gold, key)) is not None}
+    if given != [expected] and (given or not answers):
+        raise UserError(f"gold of a {kind} item: found {', '.join(given) or 'nothing'}, expected {expected}")
+    try:
+        check_shape(kind, completions, answers)
+    except UserError as problem:
+        raise UserError(f"gold of a {kind} item: {problem}") from None
+    if given:
         choice = ANSWERS[kind][0] if gold.choice is None else gold.choice
         if choice == "skip":
             raise UserError(f"gold of a {kind} item is skip: expected {', '.join(ANSWERS[kind])}")

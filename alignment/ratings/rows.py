@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from alignment.errors import UserError
 from alignment.ratings.file import RatingsFile
+from alignment.ratings.grading import graded_questions
+from alignment.ratings.questionnaire import Questionnaire, as_seen
 from alignment.ratings.records import (
     Assignment,
     Completion,
@@ -71,8 +73,14 @@ def load_assignment(db: sqlite3.Connection, rating: int) -> Assignment:
     )
 
 
-def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | None:
-    """The feedback after the answer to a calibration item; None for other items, or before the answer."""
+def load_feedback(
+    db: sqlite3.Connection, assignment: Assignment, asked: Callable[[int | None], Questionnaire]
+) -> Feedback | None:
+    """The feedback after the answer to a calibration item; None for other items, or before the answer.
+
+    Args:
+        asked: the questions of a version.
+    """
     row = db.execute(
         "SELECT rating.*, kind, gold FROM rating JOIN item ON item.id = rating.item"
         " WHERE rating.id = ? AND labeler = ? AND why = 'calibration' AND done AND gold IS NOT NULL",
@@ -83,12 +91,15 @@ def load_feedback(db: sqlite3.Connection, assignment: Assignment) -> Feedback | 
     gold, order = gold_from(row["gold"]), assignment.order_shown
     assert gold is not None
     rating = rating_from(row)
-    right = is_right(gold, rating.choice, rating.ranks, rating.score)
+    right = is_right(gold, rating.choice, rating.ranks, rating.score) if gold.chooses else rating.choice != "skip"
+    questions = tuple(graded_questions(gold, rating, asked(rating.questions), order))
     if gold.choice is not None:
         gold = replace(gold, choice=flipped(gold.choice, order))
     if gold.ranks is not None:
         gold = replace(gold, ranks=tuple(gold.ranks[place] for place in order))
-    return Feedback(right, gold, rating)
+    if gold.attributes:
+        gold = replace(gold, attributes=as_seen({"attributes": gold.attributes}, order)["attributes"])
+    return Feedback(right and all(each.right for each in questions), gold, rating, questions)
 
 
 def gold_from(text: str | None) -> Gold | None:
@@ -96,7 +107,8 @@ def gold_from(text: str | None) -> Gold | None:
     if text is None:
         return None
     fields = json.loads(text)
-    return Gold(**fields | {"ranks": tuple(fields["ranks"]) if fields["ranks"] else None})
+    lists = {name: None if fields.get(name) is None else tuple(fields[name]) for name in ("ranks", "tags")}
+    return Gold(**fields | lists)
 
 
 def kind_and_count(file: RatingsFile, item: int) -> tuple[str, int]:
@@ -131,6 +143,7 @@ def finish_rating(db: sqlite3.Connection, rating: int, answer: Mapping[str, Any]
     db.execute(
         "UPDATE rating SET choice = :choice, strength = :strength, ranks = :ranks, score = :score,"
         " given = :given, seconds = :seconds, comment = :comment, flags = :flags, guideline = :guideline,"
-        " questions = :questions, view = :view, answers = :answers, done_at = :done_at, done = 1 WHERE id = :id",
+        " questions = :questions, view = :view, answers = :answers, done_at = :done_at, done = 1, draft = NULL"
+        " WHERE id = :id",
         {**answer, "done_at": done_at, "id": rating},
     )

@@ -35,6 +35,7 @@ def _warnings(store: RatingsStore) -> Iterator[str]:
         )
     if not gold and store.desk.is_set("gold_share") and settings.gold_share > 0:
         yield f"--gold-share is {settings.gold_share:g} and there are no gold items; import items with the field `gold`"
+    yield from _not_asked(store)
     repeats = groups and settings.repeat_share > 0 and store.desk.is_set("repeat_share")
     if repeats and not any(group.kind == "pair" for group in ordinary):
         yield f"--repeat-share is {settings.repeat_share:g}, and only pairs are repeated, of which there are none"
@@ -45,6 +46,20 @@ def _warnings(store: RatingsStore) -> Iterator[str]:
         )
     if equal := store.desk.equal_pairs():
         yield f"{equal} pair{'s have' if equal > 1 else ' has'} the same text on both sides, which teaches nothing"
+
+
+def _not_asked(store: RatingsStore) -> Iterator[str]:
+    """Gold answers to what nobody is asked."""
+    versions = store.settings.wordings("questions")
+    asked = store.settings.questionnaire(versions[-1].version if versions else None)
+    names, tags = store.desk.gold_answers()
+    missing = [name for name in names if name not in {attribute.name for attribute in asked.attributes}]
+    missing += [f"the reason {tag!a}" for tag in tags if tag not in asked.tags.values()]
+    if missing:
+        yield (
+            f"gold items have right answers to what is not asked ({', '.join(missing[:5])}), and none is compared; "
+            "ask it with --questions, or import these items anew without them"
+        )
 
 
 def _are(count: int) -> str:

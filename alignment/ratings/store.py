@@ -15,6 +15,7 @@ from typing import Any, Self, Unpack
 from alignment.errors import UserError
 from alignment.ratings.choosing import PLACES, Labeler
 from alignment.ratings.desk import Desk
+from alignment.ratings.drafts import Drafts
 from alignment.ratings.draws import Draws
 from alignment.ratings.file import LEARNED, RatingsFile
 from alignment.ratings.fingerprint import fingerprint_of
@@ -72,6 +73,7 @@ class RatingsStore:
         people: invitations, hashed names, simulated labelers, and removal.
         desk: what only the organiser looks up.
         draws: completions that `alignment sample` has drawn.
+        drafts: what was given to open items so far.
     """
 
     def __init__(self, path: str | os.PathLike[str], create: bool = False, seed: int | None = None) -> None:
@@ -81,6 +83,7 @@ class RatingsStore:
         self.settings = StoreSettings(self._file)
         self.people = People(self._file)
         self.draws = Draws(self._file)
+        self.drafts = Drafts(self._file)
         self.desk = Desk(self._file)
         self.seed = seed if seed is not None else int(self._file.meta("seed", "0"))
 
@@ -266,7 +269,7 @@ class RatingsStore:
 
     def feedback(self, assignment: Assignment) -> Feedback | None:
         """The feedback after the answer to a calibration item; None for other items, or before the answer."""
-        return load_feedback(self._db, assignment)
+        return load_feedback(self._db, assignment, self.settings.questionnaire)
 
     def undo(self, labeler: str, order: Order = "random") -> Assignment | None:
         """Reopen the labeler's last answer, or return None if there is none; the event log keeps the old answer.

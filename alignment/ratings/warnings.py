@@ -83,11 +83,12 @@ def _individual(quality: Figures, labeler: str) -> Iterator[str]:
     tested = sum(labeler_quality["position"] is not None for labeler_quality in labelers.values())
     if len(labelers) > 1 and (biased := _side_preferred(position, BIAS_P_VALUE / max(1, tested))):
         yield f"{name}: {biased}."
-    if gold and gold["n"] >= MIN_ANSWERS:
+    if gold and gold["items"] >= MIN_ANSWERS:
         limit = gold["guessing"] + GOLD_MARGIN * (1 - gold["guessing"])
         if gold["value"] <= gold["guessing"] or gold["ci"][1] < limit:
             yield (
-                f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} gold items (95%: "
+                f"{name} is right on {round(gold['value'] * gold['n'])} of {gold['n']} "
+                f"{'answers to ' * (gold['n'] > gold['items'])}gold items (95%: "
                 f"{gold['ci'][0]:.0%} to {gold['ci'][1]:.0%}), where guessing gives {gold['guessing']:.0%}."
             )
     if repeats and repeats["n"] >= MIN_ANSWERS and repeats["value"] < MIN_SELF_AGREEMENT:

@@ -331,6 +331,7 @@ def registry(folder: Path) -> Iterator[Case]:
 PATHS = (
     "/",
     "/rate",
+    "/draft",
     "/undo",
     "/practice/1",
     "/start",

@@ -105,10 +105,10 @@ class Labeler:
 
 
 class PageServer:
-    """The command as an operator starts it; `files` limits its open files."""
+    """The command as an operator starts it, at any free port; `files` limits its open files."""
 
-    def __init__(self, db: Path, *more: str, files: int | None = None) -> None:
-        command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port", "0", *more]
+    def __init__(self, db: Path, *more: str, files: int | None = None, port: str = "0") -> None:
+        command = [sys.executable, str(SCRIPTS / "rate.py"), "--db", str(db), "--web", "--port", port, *more]
         environment = os.environ | {"ALIGNMENT_SCRIPT_STARTED": "1"}
         if files is not None:
             command = ["/bin/sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]

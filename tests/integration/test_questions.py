@@ -1,10 +1,9 @@
-"""Questions beside the choice on the screen and by lines: one key each, taken back, and resumed after a kill."""
+"""Questions beside the choice on the screen and by lines: one key each, and taken back."""
 
 import io
 from pathlib import Path
 
 import pytest
-from helpers.rate_script import Screen, open_screen
 from helpers.rating_screen import drive, lines, press, text
 from rich.console import Console
 from textual.pilot import Pilot
@@ -158,6 +157,28 @@ def test_the_calibration_round_says_both_answers_and_why(store: RatingsStore) ->
     drive(store, script, (160, 40))
 
 
+def test_the_calibration_round_says_each_question_with_both_answers(store: RatingsStore) -> None:
+    gold = Gold("first", None, None, "Alpha is true.", {"helps": 2, "true": [7, 2]}, ("wrong facts",))
+    add_pairs(store, 1, gold=gold)
+    store.settings.calibration = 1
+
+    async def script(pilot: Pilot) -> None:
+        row = next(line for line in lines(pilot) if "alpha" in line)
+        left = row.index("alpha") < row.index("beta")
+        side, other = ("LEFT", "RIGHT") if left else ("RIGHT", "LEFT")
+        await press(pilot, "3" if left else "5", "l", *("63" if left else "36"), "1" if left else "7")
+        told = text(pilot)
+        assert "NOT AS EXPECTED" in told and "Correct" not in told
+        assert f"You said: {side} is much better. Expected: {side} is better. Alpha is true." in told
+        assert f"helps, right. You said: {side} is slightly better. Expected: {side} is better." in told
+        said, expected = ("LEFT 6, RIGHT 3", "LEFT 7, RIGHT 2") if left else ("LEFT 3, RIGHT 6", "LEFT 2, RIGHT 7")
+        assert f"true, right. You said: {said} of 7. Expected: {expected} of 7." in told
+        assert "the reasons, not right. You said: too long. Expected: wrong facts." in told
+        assert other not in told.partition("true, right")[0].rpartition("AS EXPECTED")[2]
+
+    drive(store, script, (160, 40))
+
+
 WRITTEN = Questionnaire(rewrite=True, comments=True)
 
 
@@ -297,26 +318,3 @@ def test_lines_mark_passages_by_their_words(store: RatingsStore) -> None:
     assert spans(store) == [("It was", "wrong fact"), ("was\r\n1969, not", "off topic"), ("It was", "wrong fact")]
     assert said.count("has no such words left, or there is no such kind: 1 wrong fact, 2 off topic.") == 3
     assert said.count("Which answer? x, a number from 1 to 2") == 1
-
-
-@pytest.fixture
-def screens():
-    opened: list[Screen] = []
-    yield opened
-    for screen in opened:
-        screen.close()
-
-
-def test_a_killed_sitting_asks_the_item_again_from_the_first_question(screens: list[Screen], store) -> None:
-    add_pairs(store, 2)
-    first = open_screen(screens, "--db", str(store.path), "--labeler", "ada")
-    first.ready("1 of 4")
-    first.press("2", "2 of 4")
-    first.process.kill()
-    again = open_screen(screens, "--db", str(store.path), "--labeler", "ada")
-    again.ready("1 of 4")
-    for key, then in (("2", "2 of 4"), ("w", "Reasons"), ("6", "3 of 4"), ("1", "4 of 4")):
-        again.press(key, then)
-        again.settle()
-    again.rate("3", str(store.path))
-    assert shown(store) == {"helps": 2, "true": [6, 1], "tags": ["wrong facts"]}

@@ -41,6 +41,32 @@
   if (location.pathname === "/undo") history.replaceState(null, "", "/"); // a reload must not take one more back
   window.addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
+  // What was given to an open item is kept on the server with each answer, so that no crash loses it. One request at a
+  // time: an older one that comes later would undo a newer one.
+  const WRITING_PAUSE = 500; // ms without a letter after which a text is sent
+  let changed = false;
+  let keeping = false;
+  const keep = async () => {
+    changed = true;
+    if (keeping) return;
+    keeping = true;
+    while (changed && !sent) {
+      changed = false;
+      const body = new URLSearchParams(new FormData(form));
+      try { await fetch("/draft", { method: "POST", body }); } catch { break; } // the next answer tries again
+    }
+    keeping = false;
+  };
+  let writing = 0;
+  if (form) {
+    document.addEventListener("change", (event) => { if (event.target.form === form) keep(); });
+    document.addEventListener("input", (event) => {
+      if (event.target.form !== form || event.target.tagName !== "TEXTAREA") return;
+      clearTimeout(writing);
+      writing = setTimeout(keep, WRITING_PAUSE);
+    });
+  }
+
   // What was begun to be written survives undo, a reload and a lost connection.
   const texts = form ? [...form.elements].filter((each) => each.tagName === "TEXTAREA") : [];
   for (const text of texts) {
@@ -70,7 +96,7 @@
       if (!words || !answer.querySelector(".text").contains(selection.anchorNode)) return;
       const list = answer.querySelector("[name^=spans]");
       list.value += `${list.value && !list.value.endsWith("\n") ? "\n" : ""}${button.dataset.mark} ${words}\n`;
-      list.dispatchEvent(new Event("input"));
+      list.dispatchEvent(new Event("input", { bubbles: true }));
     });
   }
   if (location.pathname.startsWith("/l/")) sessionStorage.clear(); // another labeler's, or of another database
@@ -94,6 +120,7 @@
     for (const [list, shares] of placed) list.value = rank += !shares;
     one("#tie").checked = false;
     tell();
+    keep();
   };
   const pick = (list) => {
     const known = placed.findIndex(([other]) => other === list);
@@ -112,14 +139,13 @@
       say(one("#todo"), `Not saved: ${lists.filter((list) => !list.value).length} without a rank`);
     }, true);
     one("#back").addEventListener("click", () => place(placed.slice(0, -1)));
-    for (const list of lists) {
-      list.addEventListener("change", () => {
-        placed = lists.filter((each) => each.value).sort((a, b) => a.value - b.value)
-          .map((each, index, sorted) => [each, index > 0 && sorted[index - 1].value === each.value]);
-        tell();
-      });
-    }
-    tell();
+    const read = () => {
+      placed = lists.filter((each) => each.value).sort((a, b) => a.value - b.value)
+        .map((each, index, sorted) => [each, index > 0 && sorted[index - 1].value === each.value]);
+      tell();
+    };
+    for (const list of lists) list.addEventListener("change", read);
+    read();
   }
 
   // One question at a time: an answer goes on to the next, and the overall choice sends them all.
@@ -152,6 +178,7 @@
     one("#step-back").addEventListener("click", () => {
       const last = questions.filter(answered).at(-1);
       last.querySelector("input:checked").checked = false;
+      keep();
       goOn();
     });
     ask();

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
@@ -129,15 +130,39 @@ def compare(db: str, rows: Sequence[Row]) -> Row:
         ours = {
             kind: np.mean([[each[n][figure] for n in names] for each in found], axis=0) for kind, found in told.items()
         }
-        between = [spearman(np.array(first), np.array(second)) for first, second in pairwise(by_seed)]
+        pairs = combinations(map(np.array, by_seed), 2)
+        between = fmean(spearman(first, second) for first, second in pairs) if len(seeds) > 1 else None
         result["figures"][figure] = {
             "by_seed": by_seed,
             "exact": mean.tolist(),
             **{kind: values.tolist() for kind, values in ours.items()},
             "correlation": {kind: spearman(values, mean) for kind, values in ours.items()}
-            | {"seeds": fmean(between) if between else None},
+            | {
+                "by_seed": [spearman(ours["reward"], np.array(each)) for each in by_seed],
+                "ci": interval(ours["reward"], mean),
+                "seeds": between,
+                "ceiling": ceiling(between, len(seeds)),
+            },
         }
     return result
+
+
+def ceiling(between: float | None, seeds: int) -> float | None:
+    """What an estimate without any error would correlate by with the mean over seeds, where two seeds correlate by
+    `between`: the root of the mean's reliability (Spearman 1910, Brown 1910). Of rank correlations it is an
+    approximation. None where the seeds do not agree at all."""
+    if between is None or between <= 0:
+        return None
+    return math.sqrt(seeds * between / (1 + (seeds - 1) * between))
+
+
+def interval(estimate: Any, truth: Any, resamples: int = 4000) -> tuple[float, float]:
+    """A 95% interval of the rank correlation, for other labelers of the same kind: a bootstrap over labelers."""
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(truth), size=(resamples, len(truth)))
+    found = [spearman(estimate[draw], truth[draw]) for draw in draws if len(set(draw.tolist())) > 2]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    return float(low), float(high)
 
 
 HEAD = """# Whose ratings made a model so: a refit against exact retraining
@@ -153,8 +178,11 @@ the number that fits those votes best. All labelers are SIMULATED.
 
 The plain log-loss was the figure at first. After seed 0, where it followed how sure the models are, `influence` was
 changed to the best scale; seed 1 was trained after that. A labeler changes little among six or eight, and two trainings
-of the same ratings differ by about as much: the last column is how well exact retraining ranks labelers like itself.
+of the same ratings differ by about as much. *Exact, another seed* is how well exact retraining ranks labelers like
+itself, and *ceiling* what an estimate without any error would reach against this mean over seeds: the root of its
+reliability, from the agreement of the seeds (Spearman-Brown). The interval is a bootstrap over labelers.
 """
+COLUMNS = ("reward", "start", "seeds", "ceiling")
 CASTS = {
     "demo": "The demo's six labelers, one who picks at random and one who prefers the worse answer; three votes a pair",
     "graded": "Six labelers from careful (0) to contrary (5), who see the gold score with slopes 2.5, 1.2, 0.5, 0, "
@@ -171,10 +199,16 @@ def page(found: Mapping[str, Row]) -> str:
             f"## {CASTS[cast]}\n",
             f"{seeds} training seed{'s' * (seeds != 1)}. Rank correlation over the labelers:\n",
         ]
-        lines += ["| change of | refit | refit, start | exact, another seed |", "|---|---|---|---|"]
+        lines.append("| change of | refit | 95% | with each seed | refit, start | exact, another seed | ceiling |")
+        lines.append("|---|---|---|---|---|---|---|")
         for figure in FIGURES:
-            values = [result["figures"][figure]["correlation"][kind] for kind in ("reward", "start", "seeds")]
-            lines.append(f"| {figure} | {' | '.join('-' if value is None else f'{value:.2f}' for value in values)} |")
+            found_here = result["figures"][figure]["correlation"]
+            values = ["-" if found_here[kind] is None else f"{found_here[kind]:.2f}" for kind in COLUMNS]
+            values[1:1] = [
+                "{:.2f} to {:.2f}".format(*found_here["ci"]),
+                ", ".join(f"{x:.2f}" for x in found_here["by_seed"]),
+            ]
+            lines.append(f"| {figure} | {' | '.join(values)} |")
         for figure in FIGURES:
             lines += ["", f"Change of {figure}:\n", "| labeler | ratings | exact | by seed | refit | refit, start |"]
             lines.append("|---|---|---|---|---|---|")

@@ -10,6 +10,7 @@ import pytest
 from helpers import chromium
 from helpers.rating_page import Labeler, Page, PageServer
 
+from alignment.ratings import Gold
 from alignment.ratings.questionnaire import Attribute, Questionnaire
 
 ASKED = Questionnaire(
@@ -123,6 +124,25 @@ def test_passages_are_marked_by_their_words_without_javascript(app, store):
     assert store.ratings()[0].answers == {"spans": [[[3, 15, "wrong <fact>"], [16, 19, "off topic"]]]}
     back = ada.post("/undo", page.fields)
     assert "\n1 was &lt;1969&gt;,\n2 not</textarea>" in back.text
+
+
+def test_the_calibration_result_compares_each_question(app, store):
+    gold = Gold("first", None, None, "Why.", {"helps": -2, "true": [7, 2]}, ("LEFT out",))
+    store.add_item([{"role": "user", "content": "q"}], [{"text": "alpha"}, {"text": "beta"}], gold=gold)
+    store.settings.ask(ASKED.model_copy(update={"tags": {"w": "LEFT out", "l": "too long"}}))
+    store.settings.calibration = 1
+    ada = Labeler(app, store.people.invite("ada"))
+    page = ada.page()
+    alpha_first = page.texts[-2] == "alpha"
+    better, worse = "AB" if alpha_first else "BA"
+    given = {"question0": "7" if alpha_first else "1", "question1": "6", "question2": "6", "tag-w": "yes"}
+    words = ada.rate(page, "1" if alpha_first else "7", **given).words
+    assert "Not what was expected" in words and "Why." in words
+    assert f"You said: {better} is much better . Expected: {better} is better ." in words
+    assert f"helps {worse} is much better {worse} is better ✓ yes" in words
+    expected = "A 7, B 2" if alpha_first else "A 2, B 7"
+    assert f"true A 6, B 6 of 7 {expected} of 7 ✗ no" in words
+    assert "the reasons LEFT out LEFT out ✓ yes" in words  # the organiser's words stay
 
 
 # --- in a browser ----------------------------------------------------------------------------------------------------

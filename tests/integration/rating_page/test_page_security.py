@@ -8,7 +8,7 @@ from helpers.rating_page import BASE, Labeler, Page, pairs
 from starlette.testclient import TestClient
 
 from alignment.errors import UserError
-from alignment.labeling import web
+from alignment.labeling import web, web_serving
 from alignment.labeling.web_security import BODY_BYTES, FORM_FIELDS, HEADERS, seal, unseal
 from alignment.ratings import RatingsStore
 
@@ -192,7 +192,7 @@ def test_public_is_the_only_name_then(db, store):
 @pytest.mark.parametrize("host", ["*", "https://rate.example.org", "a b", "rate.example.org:80", "", ".x"])
 def test_public_takes_a_name_alone(db, host):
     with pytest.raises(UserError, match="--public"):
-        web.serve(db, "127.0.0.1", 0, host, "random")
+        web_serving.serve(db, "127.0.0.1", 0, host, "random")
 
 
 def test_a_body_has_a_limit_whether_or_not_it_says_its_length(app, store):

@@ -46,3 +46,21 @@ def test_exact_changes_are_on_the_votes_of_the_others():
     assert found["log-loss"] == pytest.approx((math.log(4 / 3) - math.log(2)) / 2)
     assert found["error, percent"] == -100
     assert found["1 - correlation with the gold score"] == pytest.approx(-2)  # from -1 to 1
+
+
+@pytest.mark.parametrize(("noise", "seeds"), [(1.0, 2), (2.0, 2), (1.0, 5)])
+def test_the_ceiling_is_what_the_truth_itself_reaches(noise, seeds):
+    """Many labelers with a true change each, and seeds that add noise of their own."""
+    rng = np.random.default_rng(3)
+    truth = rng.standard_normal(20_000)
+    by_seed = truth + noise * rng.standard_normal((seeds, 20_000))
+    between = np.corrcoef(by_seed)[np.triu_indices(seeds, 1)].mean()
+    reached = np.corrcoef(truth, by_seed.mean(0))[0, 1]
+    assert influence.ceiling(float(between), seeds) == pytest.approx(reached, abs=0.01)
+    assert influence.ceiling(-0.2, seeds) is None and influence.ceiling(None, 1) is None
+
+
+def test_the_interval_over_labelers_holds_the_correlation():
+    estimate, truth = np.arange(8.0), np.array([0.0, 1, 3, 2, 4, 5, 7, 6])
+    low, high = influence.interval(estimate, truth)
+    assert low < influence.spearman(estimate, truth) < high <= 1 and low < 0.9

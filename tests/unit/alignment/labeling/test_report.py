@@ -200,7 +200,7 @@ def test_agreement_is_told_by_its_size(alpha, said):
 def test_gold_items_are_told_by_how_many_are_right(right, of, warned):
     """52% of a thousand is as bad as guessing; 6 of 10 may well be four in five."""
     found = without_faults()
-    gold = {**wilson(right, of), "guessing": 0.5, "p_value": binomial_test(right, of, 0.5)}
+    gold = {**wilson(right, of), "items": of, "guessing": 0.5, "p_value": binomial_test(right, of, 0.5)}
     found["labelers"]["ann"] = found["labelers"]["ann"] | {"gold": gold}
     assert bool(warnings_of(found)) == warned
 

@@ -88,11 +88,11 @@ def make_schema_1(path: Path) -> None:
 
 
 def drop_versions(store: RatingsStore) -> None:
-    """What schema 5 added; the guideline was a setting."""
+    """What schemas 5 and 6 added; the guideline was a setting."""
     if store.settings.guideline:
         store._db.execute("INSERT INTO meta VALUES('guideline', ?)", (store.settings.guideline,))
     store._db.execute("DROP TABLE wording")
-    for column in ("guideline", "questions", "view", "answers"):
+    for column in ("guideline", "questions", "view", "answers", "draft"):
         store._db.execute(f"ALTER TABLE rating DROP COLUMN {column}")
 
 
@@ -102,6 +102,23 @@ def drop_counter(store: RatingsStore) -> None:
     store._db.execute("DROP TABLE counter")
     for name in ("item_added", "item_changed", "item_removed"):
         store._db.execute(f"DROP TRIGGER {name}")
+
+
+def test_a_file_of_schema_5_gets_room_for_drafts(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with RatingsStore(path, create=True) as store:
+        store.add_item(question(0), [{"text": "a"}, {"text": "b"}])
+        opened = store.claim("ada")
+        store._db.execute("ALTER TABLE rating DROP COLUMN draft")
+        store._db.execute("PRAGMA user_version = 5")
+    with RatingsStore(path) as store:
+        assignment = store.claim("ada")
+        assert assignment == opened and assignment is not None and store.drafts.of(assignment) == {}
+        store.drafts.keep(assignment, {"comment": "kept"})
+    with RatingsStore(path) as store:
+        assert store.drafts.of(assignment) == {"comment": "kept"}
+        store.drafts.keep(assignment, {})
+        assert store.drafts.of(assignment) == {}
 
 
 def test_a_file_of_schema_4_gets_the_versions_of_its_guideline(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ def test_wrong_files_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n' * 100)
     (tmp_path / "empty").touch()
     later = RatingsStore(tmp_path / "later.db", create=True)
-    later._db.execute("PRAGMA user_version = 6")
+    later._db.execute("PRAGMA user_version = 7")
     later.close()
     for name, expected in {
         "missing.db": "no such ratings file",
         "foreign.db": "not a ratings file",
         "rows.jsonl": "not a ratings file",
         "empty": "not a ratings file",
-        "later.db": "schema 6, this code reads 5",
+        "later.db": "schema 7, this code reads 6",
     }.items():
         with pytest.raises(UserError, match=expected) as caught:
             RatingsStore(tmp_path / name)

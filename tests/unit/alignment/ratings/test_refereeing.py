@@ -186,7 +186,7 @@ def test_a_file_of_schema_4_learns_not_to_count_verdicts(tmp_path: Path) -> None
             store._db.execute(f"DROP TRIGGER {name}")
             store._db.execute(sql)
         store._db.execute("DROP TABLE wording")
-        for column in ("guideline", "questions", "view", "answers"):
+        for column in ("guideline", "questions", "view", "answers", "draft"):
             store._db.execute(f"ALTER TABLE rating DROP COLUMN {column}")
         store._db.execute("PRAGMA user_version = 4")
     with RatingsStore(path) as store:
