@@ -34,13 +34,18 @@ class Entry:
 
 
 class Stored(NamedTuple):
-    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from."""
+    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from.
+
+    `hashes` are the pseudonyms of labelers. A writer counts in `lost` what its format has no place for.
+    """
 
     items: list[Item]
     ratings: list[Rating]
     counting: list[Rating]
     simulated: frozenset[str]
     wordings: Wordings
+    hashes: Mapping[str, str]
+    lost: Counter[str]
 
 
 Rows = Iterator[dict[str, Any]]

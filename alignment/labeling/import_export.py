@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from alignment.terminal import one_line
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
 _MOST_WORDS = 20
+_HASH = re.compile("[0-9a-f]{16}")
 KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
@@ -102,9 +104,10 @@ def import_file(
         if not importing.items:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
             raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
+        asked = store.settings.declare(importing.answered)
         for labeler in sorted(importing.simulated):
             store.people.mark_simulated(labeler)
-    return importing.result(name, path) | {"notes": [*notes, *importing.notes()]}
+    return importing.result(name, path) | {"notes": [*notes, *importing.notes(), *asked]}
 
 
 def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOptions) -> str:
@@ -144,6 +147,7 @@ class _Import:
         self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
         self.versions: dict[str, Mapping[int, int]] = {}
+        self.answered: list[tuple[int, str, Mapping[str, Any]]] = []  # answers to questions that the file does not have
         self.first_uncertain: str | None = None  # the place of a choice whose number is not certain
 
     def take(self, place: str, row: Any) -> None:
@@ -245,6 +249,8 @@ class _Import:
             self.new_ratings += self.store.import_rating(item, **answer)
             self.ratings += 1
             self.said[key] = said
+            if self.chosen.asks and answer.get("answers"):
+                self.answered.append((item, answer["labeler"], answer["answers"]))
         except UserError as reason:
             yield str(reason).removeprefix(f"{self.store.path}: ")
 
@@ -294,7 +300,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
 
     Returns:
         Counts: `rows` written, `items` and `ratings` of the store (skips and controls too), `left_out` by reason;
-        `drops`, in words, what the format has no room for.
+        `drops`, in words, what the format has no room for; of some formats `not_in_this_format`, with its numbers.
 
     Raises:
         UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
@@ -308,6 +314,8 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         store.ratings(for_training=True),
         store.people.simulated(),
         _wordings(store),
+        {name: pseudonym(store, name) for name in store.labelers()},
+        Counter(),
     )
     left_out: Counter[str] = Counter()
     rows = 0
@@ -326,7 +334,16 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         "ratings": len(stored.ratings),
         "left_out": dict(left_out),
         "drops": chosen.export_drops,
-    }
+    } | ({"not_in_this_format": f"{words}; --format jsonl keeps them"} if (words := _counted(stored.lost)) else {})
+
+
+def _counted(lost: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({count})" for what, count in lost.items() if count)
+
+
+def pseudonym(store: RatingsStore, labeler: str) -> str:
+    """The hash that stands for a labeler in exported files; of a labeler who came with one, that one."""
+    return labeler if _HASH.fullmatch(labeler) else store.people.labeler_hash(labeler)
 
 
 def _wordings(store: RatingsStore) -> dict[str, list[dict[str, Any]]]:
