@@ -41,8 +41,8 @@ from alignment.labeling.formats.voting import (
 
 DROPS = (
     "predictions of models, drafts, skipped annotations, spans without an answer of their own and reviews (each "
-    "counted), times, the labeling config, and a ranker's buckets whose order is not known (--labels='BUCKET=1,OTHER=2' "
-    "says it, 1 the best)"
+    "counted), times, the labeling config, and a ranker's buckets whose order is not known "
+    "(--labels='BUCKET=1,OTHER=2' says it, 1 the best)"
 )
 RANK = "rank_response_"
 """How exports name the number that is an answer's rank, 1 the best."""
