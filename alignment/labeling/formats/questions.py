@@ -59,6 +59,8 @@ def asked_of(rating: Rating, fields: Sequence[str]) -> Iterator[Asked]:
     if rating.kind == "pair":
         sign = {"first": 1, "second": -1}.get(rating.choice, 0)
         yield Asked("preference", "prompt", "label", _label(sign, rating.strength, fields))
+    elif rating.ranks is not None and len(rating.ranks) == 2:  # a ranking of two is read as a pair
+        yield Asked("preference", "prompt", "label", _label(rating.ranks[1] - rating.ranks[0], None, fields))
     elif rating.kind == "rank":
         yield Asked("ranking", "prompt", "ranking", dict(zip(fields, rating.ranks or (), strict=True)))
     else:
