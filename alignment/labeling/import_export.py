@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.files import new_file
-from alignment.labeling.entries import Entry, Stored
+from alignment.labeling.entries import Entry, counted, stored_of
 from alignment.labeling.formats.choice_numbers import check_numbers
 from alignment.labeling.formats.inner import inner_fix, with_inner
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
@@ -37,7 +36,6 @@ from alignment.terminal import one_line
 MAX_BAD_SHARE = 0.01
 """A larger share of rows that cannot be used, and nothing is imported; as `data.max_bad_share` of training."""
 _MOST_WORDS = 20
-_HASH = re.compile("[0-9a-f]{16}")
 KINDS = {"pair": "pair", "rank": "ranking", "single": "single answer"}
 
 
@@ -308,15 +306,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     chosen = _known_format(format)
     if chosen.write is None:
         raise UserError(f"--format {format}: this format is only read; write one of {', '.join(WRITTEN)}")
-    stored = Stored(
-        store.items(),
-        store.ratings(skips=True),
-        store.ratings(for_training=True),
-        store.people.simulated(),
-        _wordings(store),
-        {name: pseudonym(store, name) for name in store.labelers()},
-        Counter(),
-    )
+    stored = stored_of(store)
     left_out: Counter[str] = Counter()
     rows = 0
     with row_writer(Path(path), suffixes=chosen.suffixes) as write:
@@ -334,24 +324,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         "ratings": len(stored.ratings),
         "left_out": dict(left_out),
         "drops": chosen.export_drops,
-    } | ({"not_in_this_format": f"{words}; --format jsonl keeps them"} if (words := _counted(stored.lost)) else {})
-
-
-def _counted(lost: Mapping[str, int]) -> str:
-    return ", ".join(f"{what} ({count})" for what, count in lost.items() if count)
-
-
-def pseudonym(store: RatingsStore, labeler: str) -> str:
-    """The hash that stands for a labeler in exported files; of a labeler who came with one, that one."""
-    return labeler if _HASH.fullmatch(labeler) else store.people.labeler_hash(labeler)
-
-
-def _wordings(store: RatingsStore) -> dict[str, list[dict[str, Any]]]:
-    """All versions of the guideline and of the questions; a kind that was never set is left out."""
-    kinds = {kind: store.settings.wordings(kind) for kind in WORDING_KINDS}
-    return {
-        kind: [{"at": at, "text": text} for _, at, text in wordings] for kind, wordings in kinds.items() if wordings
-    }
+    } | ({"not_in_this_format": f"{words}; --format jsonl keeps them"} if (words := counted(stored.lost)) else {})
 
 
 def _known_format(name: str) -> FileFormat:

@@ -11,7 +11,7 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.labeling.formats.fields import ShownTask, ending, listed, object_of, plain, task_of
-from alignment.labeling.formats.questions import Asked, AskedKind, is_ours, with_answers
+from alignment.labeling.formats.questions import AskedKind, QuestionAnswer, is_ours, with_answers
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, judged, labeler_of, ranked, said_of, scored
 
@@ -164,9 +164,9 @@ def _votes(fields: dict[str, Any], user: str | None, said: Sequence[QuestionRepl
     return with_answers(read, task, _asked(beside), options)
 
 
-def _asked(replies: Sequence[QuestionReply]) -> list[Asked]:
+def _asked(replies: Sequence[QuestionReply]) -> list[QuestionAnswer]:
     """Replies that are no vote, as answers to questions."""
-    return [Asked(reply.question, "", _kind(reply), reply.value) for reply in replies]
+    return [QuestionAnswer(reply.question, "", _kind(reply), reply.value) for reply in replies]
 
 
 def _kind(reply: QuestionReply) -> AskedKind:

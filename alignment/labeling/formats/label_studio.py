@@ -22,7 +22,7 @@ from alignment.labeling.formats.fields import (
     task_of,
     with_model,
 )
-from alignment.labeling.formats.questions import Asked, AskedKind, is_ours, with_answers
+from alignment.labeling.formats.questions import AskedKind, QuestionAnswer, is_ours, with_answers
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     BAD,
@@ -161,7 +161,7 @@ def _with_beside(vote: Read, data: Row, beside: Sequence[TagValue], options: Imp
     return with_answers(vote, task, [_asked(control) for control in beside], options)
 
 
-def _asked(control: TagValue) -> Asked:
+def _asked(control: TagValue) -> QuestionAnswer:
     value, kind = control.value, _KINDS.get(control.kind, "label")
     if kind == "spans":
         labels = value.get("labels") if isinstance(value, Mapping) else None
@@ -174,7 +174,7 @@ def _asked(control: TagValue) -> Asked:
         value = "\n".join(_texts(value))
     elif control.kind == "choices" and control.name in ("tags", "flags"):
         kind, value = "labels", value if isinstance(value, list) else [value]
-    return Asked(control.name, control.at, kind, value)
+    return QuestionAnswer(control.name, control.at, kind, value)
 
 
 def _not_kept(control: TagValue) -> PassedOver:

@@ -38,8 +38,10 @@ def read_helpsteer(row: Row, options: ImportOptions) -> Read:
     if row.keys() >= _RATED:
         task = ShownTask(turns_of(row["prompt"], "prompt"), (answer_of(row.get("response"), "response"),))
         kept = {name: row[name] for name in HELPSTEER_ATTRIBUTES if name in row}
-        read = scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
-        return _beside(read, {"attributes": {name: [_of_seven(value)] for name, value in kept.items() if _fits(value)}})
+        score = scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
+        return _beside(
+            score, {"attributes": {name: [_of_seven(value)] for name, value in kept.items() if _fits(value)}}
+        )
     if row.keys() >= _COMPARED:
         task = _pair_task(row, "prompt", "response_1", "response_2")
         return [_signed(task, row["preference_strength"], Who(None, str(row.get("preference_statement") or "")))]

@@ -28,7 +28,7 @@ CLEARLY = 2
 _OURS = re.compile(r"tags|flags|comment|(attribute|comment|rewrite|spans)_.+")
 
 
-class Asked(NamedTuple):
+class QuestionAnswer(NamedTuple):
     """An answer to a question: its name, the field that it stands at ("" if it is not told), and what was said.
 
     The value is a text for `label` and `text`, a list of texts for `labels`, ranks by field for `ranking`, a number for
@@ -54,38 +54,38 @@ def field_names(item: Item) -> list[str]:
     return ["response"] if item.kind == "single" else [f"response_{side}" for side in SIDES[: len(item.completions)]]
 
 
-def asked_of(rating: Rating, fields: Sequence[str]) -> Iterator[Asked]:
+def asked_of(rating: Rating, fields: Sequence[str]) -> Iterator[QuestionAnswer]:
     """A vote, and all that was answered beside it."""
     if rating.kind == "pair":
         sign = {"first": 1, "second": -1}.get(rating.choice, 0)
-        yield Asked("preference", "prompt", "label", _label(sign, rating.strength, fields))
+        yield QuestionAnswer("preference", "prompt", "label", _label(sign, rating.strength, fields))
     elif rating.ranks is not None and len(rating.ranks) == 2:  # a ranking of two is read as a pair
-        yield Asked("preference", "prompt", "label", _label(rating.ranks[1] - rating.ranks[0], None, fields))
+        yield QuestionAnswer("preference", "prompt", "label", _label(rating.ranks[1] - rating.ranks[0], None, fields))
     elif rating.kind == "rank":
-        yield Asked("ranking", "prompt", "ranking", dict(zip(fields, rating.ranks or (), strict=True)))
+        yield QuestionAnswer("ranking", "prompt", "ranking", dict(zip(fields, rating.ranks or (), strict=True)))
     else:
-        yield Asked("rating", fields[0], "rating", rating.score)
+        yield QuestionAnswer("rating", fields[0], "rating", rating.score)
     if rating.comment:
-        yield Asked("comment", "prompt", "text", rating.comment)
+        yield QuestionAnswer("comment", "prompt", "text", rating.comment)
     if rating.flags:
-        yield Asked("flags", "prompt", "labels", list(rating.flags))
+        yield QuestionAnswer("flags", "prompt", "labels", list(rating.flags))
     answers = rating.answers or {}
     if tags := answers.get("tags"):
-        yield Asked("tags", "prompt", "labels", list(tags))
+        yield QuestionAnswer("tags", "prompt", "labels", list(tags))
     for name, value in answers.get("attributes", {}).items():
         if isinstance(value, int):
-            yield Asked(f"attribute_{name}", "prompt", "label", _label(value, abs(value), fields))
+            yield QuestionAnswer(f"attribute_{name}", "prompt", "label", _label(value, abs(value), fields))
             continue
         for field, number in zip(fields, value, strict=True):
-            yield Asked(f"attribute_{name}_{field}", field, "rating", number)
+            yield QuestionAnswer(f"attribute_{name}_{field}", field, "rating", number)
     for key in ("comments", "rewrites"):
         for field, text in zip(fields, answers.get(key, ()), strict=False):
             if text:
-                yield Asked(f"{key[:-1]}_{field}", field, "text", text)
+                yield QuestionAnswer(f"{key[:-1]}_{field}", field, "text", text)
     for field, spans in zip(fields, answers.get("spans", ()), strict=False):
         if spans:
             marked = [{"start": start, "end": end, "label": kind} for start, end, kind in spans]
-            yield Asked(f"spans_{field}", field, "spans", marked)
+            yield QuestionAnswer(f"spans_{field}", field, "spans", marked)
 
 
 def _label(sign: int, degree: int | None, fields: Sequence[str]) -> str:
@@ -95,7 +95,7 @@ def _label(sign: int, degree: int | None, fields: Sequence[str]) -> str:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def with_answers(vote: Read, task: ShownTask, asked: Sequence[Asked], options: ImportOptions) -> Read:
+def with_answers(vote: Read, task: ShownTask, asked: Sequence[QuestionAnswer], options: ImportOptions) -> Read:
     """A vote with what was answered beside it; the reasons why some of it cannot be kept."""
     entries = [part for part in vote if isinstance(part, Entry)]
     others: Read = [part for part in vote if not isinstance(part, Entry)]
@@ -110,7 +110,7 @@ def with_answers(vote: Read, task: ShownTask, asked: Sequence[Asked], options: I
     return [*others, replace(entry, answers=[answer]), *left]
 
 
-def _no_vote(asked: Asked) -> PassedOver:
+def _no_vote(asked: QuestionAnswer) -> PassedOver:
     if asked.kind == "spans":
         return PassedOver("spans, which are no vote")
     return PassedOver(f"an answer to '{asked.name}' without one vote on the same answers")
@@ -129,7 +129,7 @@ class _Answers:
         self._texts: dict[str, list[str | None]] = {"comments": [None] * size, "rewrites": [None] * size}
         self._spans: list[list[list[Any]]] = [[] for _ in task.answers]
 
-    def take(self, asked: Asked) -> PassedOver | None:
+    def take(self, asked: QuestionAnswer) -> PassedOver | None:
         """Take one answer, or say why it is left out."""
         side = self._side(asked)
         prefix = asked.name.partition("_")[0]
@@ -145,7 +145,7 @@ class _Answers:
             return self._rate(asked, side)
         return self._choose(asked)
 
-    def _side(self, asked: Asked) -> int | None:
+    def _side(self, asked: QuestionAnswer) -> int | None:
         """Which answer the question is about: the one answer, that of its field, or that which its name has."""
         keys = [answer.key for answer in self.task.answers]
         if len(keys) == 1:
@@ -166,8 +166,8 @@ class _Answers:
         self._spans[side] += marks
         return None
 
-    def _rate(self, asked: Asked, side: int | None) -> PassedOver | None:
-        number = asked.value
+    def _rate(self, asked: QuestionAnswer, side: int | None) -> PassedOver | None:
+        number: Any = asked.value
         if side is None:
             return PassedOver(f"a number for '{asked.name}', whose name does not say which answer it is about")
         if isinstance(number, float) and number.is_integer():
@@ -177,7 +177,7 @@ class _Answers:
         self._numbers.setdefault(self._name(asked, side), {})[side] = number
         return None
 
-    def _choose(self, asked: Asked) -> PassedOver | None:
+    def _choose(self, asked: QuestionAnswer) -> PassedOver | None:
         unread = PassedOver(f"an answer to '{asked.name}', which is no choice between two answers")
         if len(self.task.answers) != 2:
             return unread
@@ -190,7 +190,7 @@ class _Answers:
         self._attributes[self._name(asked, None)] = sign * (answer.get("strength") or CLEARLY)
         return None
 
-    def _name(self, asked: Asked, side: int | None) -> str:
+    def _name(self, asked: QuestionAnswer, side: int | None) -> str:
         """The attribute that a question is about, as a name of our questions."""
         name = asked.name.removeprefix("attribute_")
         if side is not None:
@@ -210,7 +210,7 @@ class _Answers:
                 left += [PassedOver(f"a number for '{name}' at some of the answers alone") for _ in numbers]
             else:
                 attributes[name] = [numbers[place] for place in places]
-        found = {"attributes": attributes, "tags": list(dict.fromkeys(self._tags))}
+        found: dict[str, Any] = {"attributes": attributes, "tags": list(dict.fromkeys(self._tags))}
         found |= {key: texts for key, texts in self._texts.items() if any(texts)}
         found |= {"spans": self._spans} if any(self._spans) else {}
         return {key: value for key, value in found.items() if value} or None

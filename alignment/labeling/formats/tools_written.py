@@ -8,7 +8,7 @@ from typing import Any
 from alignment.labeling.entries import Rows, Stored
 from alignment.labeling.formats.argilla import read_argilla
 from alignment.labeling.formats.label_studio import RANK, read_label_studio
-from alignment.labeling.formats.questions import Asked, asked_of, field_names
+from alignment.labeling.formats.questions import QuestionAnswer, asked_of, field_names
 from alignment.labeling.formats.read_back import Votes, Written, write_checked
 from alignment.ratings import Item
 
@@ -64,7 +64,7 @@ def write_label_studio(stored: Stored, left_out: Counter[str]) -> Rows:
     return write_checked(stored, left_out, task, read_label_studio)
 
 
-def _regions(asked: Asked, item: Item) -> list[dict[str, Any]]:
+def _regions(asked: QuestionAnswer, item: Item) -> list[dict[str, Any]]:
     """What a control gave: one region, of spans and ranks one each."""
     if asked.kind == "ranking":
         prefix = RANK.removesuffix("response_")
