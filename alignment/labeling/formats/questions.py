@@ -174,7 +174,10 @@ class _Answers:
             number = int(number)
         if type(number) is not int or number not in SCORES:
             return PassedOver(f"a number for '{asked.name}' that is not a whole number from 1 to 7")
-        self._numbers.setdefault(self._name(asked, side), {})[side] = number
+        name = self._name(asked, side)
+        if side in self._numbers.setdefault(name, {}):
+            return PassedOver(f"a second answer to '{name}', which '{asked.name}' is as a name of a question")
+        self._numbers[name][side] = number
         return None
 
     def _choose(self, asked: QuestionAnswer) -> PassedOver | None:
@@ -185,9 +188,12 @@ class _Answers:
             entries = judged(self.task, asked.value, Who(None), self.options)
         except (BadRow, PassedOver):
             return unread
-        answer = entries[0].answers[0] if isinstance(entries[0], Entry) else {"choice": "tie"}
+        name = self._name(asked, None)
+        if name in self._attributes:
+            return PassedOver(f"a second answer to '{name}', which '{asked.name}' is as a name of a question")
+        answer: Mapping[str, Any] = next((part.answers[0] for part in entries if isinstance(part, Entry)), {})
         sign = {"first": 1, "second": -1}.get(answer["choice"], 0)
-        self._attributes[self._name(asked, None)] = sign * (answer.get("strength") or CLEARLY)
+        self._attributes[name] = sign * (answer.get("strength") or CLEARLY)
         return None
 
     def _name(self, asked: QuestionAnswer, side: int | None) -> str:

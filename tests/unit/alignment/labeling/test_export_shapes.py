@@ -491,6 +491,7 @@ def test_peoples_own_questions_beside_a_choice_are_attributes(tmp_path):
     said = {
         "overall": "response-2",
         "Style!": "response-1",
+        "style": "response-2",
         "clarity-response-1": 5,
         "clarity-response-2": 2,
         "depth-response-1": 3,
@@ -504,6 +505,7 @@ def test_peoples_own_questions_beside_a_choice_are_attributes(tmp_path):
         (vote,) = store.ratings()
     assert (vote.choice, vote.answers) == ("second", {"attributes": {"style": 2, "clarity": [5, 2]}})
     assert result["passed_over"] == {
+        "a second answer to 'style', which 'style' is as a name of a question": 1,
         "a number for 'depth' at some of the answers alone": 1,
         "a number for 'length-response-1' that is not a whole number from 1 to 7": 1,
         "an answer to 'mood', which is no choice between two answers": 1,
