@@ -193,10 +193,19 @@ def show_fields(result: dict[str, Any], called: str) -> None:
             console.print(f"  {terminal.clean(str(key))}: {terminal.clean(str(part))}")
 
 
-WRITTEN = (["--format"], {"required": True, "metavar": "NAME", "help": "jsonl, hh, pandalm, qa-feedback or oasst"})
+WRITTEN = (
+    ["--format"],
+    {
+        "required": True,
+        "metavar": "NAME",
+        "help": "jsonl (everything), argilla, label-studio, trl, trl-unpaired, openai, helpsteer, hh, pandalm, "
+        "qa-feedback or oasst",
+    },
+)
 READ_FORMATS = (
     "what wrote the file (default: auto, told by its keys): label-studio, argilla, potato, prodigy, doccano, arena, "
-    "helpsteer, alpaca, summaries, webgpt, shp, reward-bench, votes (any table), jsonl, hh, pandalm, qa-feedback, oasst"
+    "helpsteer, alpaca, summaries, webgpt, shp, reward-bench, votes (any table), openai, trl, trl-unpaired, jsonl, hh, "
+    "pandalm, qa-feedback, oasst"
 )
 COLUMNS = (
     "which column is what: prompt=..,a=..,b=..,choice=..,labeler=.. (others: completion, rating, ranks, strength, "

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from alignment.data.row_files import BadRow
-from alignment.ratings import Completion, Gold, Item, Kind, Rating
+from alignment.ratings import Completion, Gold, Item, Kind, Rating, RatingsStore
 from alignment.ratings.pairs import Pair, pairs_with_choices
+from alignment.ratings.settings import WORDING_KINDS
 from alignment.templates.rendering import Message
 
 Wordings = Mapping[str, Sequence[Mapping[str, Any]]]
 """By kind, each with its `at` and `text`, oldest first."""
+
+_HASH = re.compile("[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,42 @@ class Entry:
 
 
 class Stored(NamedTuple):
-    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from."""
+    """A store as writers see it. `ratings` are all, skips and controls too; `counting` those that models learn from.
+
+    `hashes` are the pseudonyms of labelers. A writer counts in `lost` what its format has no place for.
+    """
 
     items: list[Item]
     ratings: list[Rating]
     counting: list[Rating]
     simulated: frozenset[str]
     wordings: Wordings
+    hashes: Mapping[str, str]
+    lost: Counter[str]
+
+
+def stored_of(store: RatingsStore) -> Stored:
+    """A store as writers see it; of the guideline and the questions, those kinds that were set."""
+    kinds = {kind: store.settings.wordings(kind) for kind in WORDING_KINDS}
+    return Stored(
+        store.items(),
+        store.ratings(skips=True),
+        store.ratings(for_training=True),
+        store.people.simulated(),
+        {kind: [{"at": at, "text": text} for _, at, text in wordings] for kind, wordings in kinds.items() if wordings},
+        {name: _pseudonym(store, name) for name in store.labelers()},
+        Counter(),
+    )
+
+
+def _pseudonym(store: RatingsStore, labeler: str) -> str:
+    """The hash that stands for a labeler in exported files; of a labeler who came with one, that one."""
+    return labeler if _HASH.fullmatch(labeler) else store.people.labeler_hash(labeler)
+
+
+def counted(lost: Mapping[str, int]) -> str:
+    """What a file has no place for, each with how many."""
+    return ", ".join(f"{what} ({count})" for what, count in lost.items() if count)
 
 
 Rows = Iterator[dict[str, Any]]

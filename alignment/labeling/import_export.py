@@ -18,7 +18,7 @@ from alignment.data.row_files import BadRow
 from alignment.data.writers import row_writer
 from alignment.errors import UserError
 from alignment.files import new_file
-from alignment.labeling.entries import Entry, Stored
+from alignment.labeling.entries import Entry, counted, stored_of
 from alignment.labeling.formats.choice_numbers import check_numbers
 from alignment.labeling.formats.inner import inner_fix, with_inner
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read
@@ -102,9 +102,10 @@ def import_file(
         if not importing.items:
             reasons = "; ".join(f"{count} times {reason}" for reason, count in importing.passed_over.items())
             raise UserError(f"{path}: no vote in it as {chosen.title}: {reasons}; --columns choice=KEY names the votes")
+        asked = store.settings.declare(importing.answered)
         for labeler in sorted(importing.simulated):
             store.people.mark_simulated(labeler)
-    return importing.result(name, path) | {"notes": [*notes, *importing.notes()]}
+    return importing.result(name, path) | {"notes": [*notes, *importing.notes(), *asked]}
 
 
 def _told(path: str | Path, first: Sequence[tuple[str, Any]], options: ImportOptions) -> str:
@@ -144,6 +145,7 @@ class _Import:
         self.scores: set[float] = set()
         self.numbers: dict[str, bool] = {}
         self.versions: dict[str, Mapping[int, int]] = {}
+        self.answered: list[tuple[int, str, Mapping[str, Any]]] = []  # answers to questions that the file does not have
         self.first_uncertain: str | None = None  # the place of a choice whose number is not certain
 
     def take(self, place: str, row: Any) -> None:
@@ -245,6 +247,8 @@ class _Import:
             self.new_ratings += self.store.import_rating(item, **answer)
             self.ratings += 1
             self.said[key] = said
+            if self.chosen.asks and answer.get("answers"):
+                self.answered.append((item, answer["labeler"], answer["answers"]))
         except UserError as reason:
             yield str(reason).removeprefix(f"{self.store.path}: ")
 
@@ -294,7 +298,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
 
     Returns:
         Counts: `rows` written, `items` and `ratings` of the store (skips and controls too), `left_out` by reason;
-        `drops`, in words, what the format has no room for.
+        `drops`, in words, what the format has no room for; of some formats `not_in_this_format`, with its numbers.
 
     Raises:
         UserError: no such format, a suffix that it is not written with, a file that exists, or nothing to write.
@@ -302,13 +306,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
     chosen = _known_format(format)
     if chosen.write is None:
         raise UserError(f"--format {format}: this format is only read; write one of {', '.join(WRITTEN)}")
-    stored = Stored(
-        store.items(),
-        store.ratings(skips=True),
-        store.ratings(for_training=True),
-        store.people.simulated(),
-        _wordings(store),
-    )
+    stored = stored_of(store)
     left_out: Counter[str] = Counter()
     rows = 0
     with row_writer(Path(path), suffixes=chosen.suffixes) as write:
@@ -326,15 +324,7 @@ def export_file(store: RatingsStore, format: str, path: str | Path) -> dict[str,
         "ratings": len(stored.ratings),
         "left_out": dict(left_out),
         "drops": chosen.export_drops,
-    }
-
-
-def _wordings(store: RatingsStore) -> dict[str, list[dict[str, Any]]]:
-    """All versions of the guideline and of the questions; a kind that was never set is left out."""
-    kinds = {kind: store.settings.wordings(kind) for kind in WORDING_KINDS}
-    return {
-        kind: [{"at": at, "text": text} for _, at, text in wordings] for kind, wordings in kinds.items() if wordings
-    }
+    } | ({"not_in_this_format": f"{words}; --format jsonl keeps them"} if (words := counted(stored.lost)) else {})
 
 
 def _known_format(name: str) -> FileFormat:

@@ -9,6 +9,7 @@ from typing import Any
 
 from alignment.labeling.entries import Entry
 from alignment.ratings import Completion, RatingsStore
+from alignment.ratings.questionnaire import as_seen
 from alignment.ratings.records import digest, flipped, item_key
 
 Place = tuple[Sequence[Completion], int]
@@ -47,23 +48,23 @@ class Joiner:
 
     def _placed(self, entry: Entry, answers: Sequence[Mapping[str, Any]], number: int) -> tuple[Entry, int]:
         places = self._places.setdefault(_texts(entry.kind, entry.prompt, entry.completions), [])
-        fitting = [place for place in places if _order(entry.completions, place[0]) is not None]
+        fitting = [place for place in places if order_of(entry.completions, place[0]) is not None]
         while len(fitting) <= number:
             base = item_key(entry.kind, [dict(turn) for turn in entry.prompt], entry.completions)
             fitting.append((entry.completions, self._copies[base]))
             places.append(fitting[-1])
             self._copies[base] += 1
         completions, copy = fitting[number]
-        order = _order(entry.completions, completions)
+        order = order_of(entry.completions, completions)
         assert order is not None
-        return replace(entry, completions=completions, answers=[_turned(answer, order) for answer in answers]), copy
+        return replace(entry, completions=completions, answers=[turned(answer, order) for answer in answers]), copy
 
 
 def _texts(kind: str, prompt: Sequence[Mapping[str, str]], completions: Sequence[Completion]) -> str:
     return digest([kind, [dict(turn) for turn in prompt], sorted([each.text, each.ended] for each in completions)])
 
 
-def _order(given: Sequence[Completion], wanted: Sequence[Completion]) -> list[int] | None:
+def order_of(given: Sequence[Completion], wanted: Sequence[Completion]) -> list[int] | None:
     """For each wanted completion its place among the given ones; None if other models wrote them.
 
     Given completions without a model are those of any model.
@@ -83,11 +84,13 @@ def _order(given: Sequence[Completion], wanted: Sequence[Completion]) -> list[in
     return order
 
 
-def _turned(answer: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+def turned(answer: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
     """An answer in the order of its item."""
-    turned = dict(answer)
+    kept = dict(answer)
     if answer.get("ranks") is not None:
-        turned["ranks"] = [answer["ranks"][place] for place in order]
+        kept["ranks"] = [answer["ranks"][place] for place in order]
+    if answer.get("answers"):
+        kept["answers"] = as_seen(answer["answers"], order)
     if answer["choice"] in ("first", "second"):
-        turned["choice"] = flipped(answer["choice"], order)
-    return turned
+        kept["choice"] = flipped(answer["choice"], order)
+    return kept

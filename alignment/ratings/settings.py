@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, get_args
 from alignment.errors import UserError
 from alignment.ratings.choosing import ControlShares
 from alignment.ratings.file import RatingsFile
-from alignment.ratings.questionnaire import Questionnaire, as_kept
+from alignment.ratings.imported_questions import described, missing_question, questions_of
+from alignment.ratings.questionnaire import Answers, Questionnaire, as_kept
 from alignment.terminal import clean
 
 WordingKind = Literal["guideline", "questions"]
@@ -50,6 +51,46 @@ class StoreSettings:
     def ask(self, questionnaire: Questionnaire) -> None:
         """Set what labelers are asked from now on. Another questionnaire than the last one is its next version."""
         self._reword("questions", as_kept(questionnaire))
+
+    def declare(self, answered: Sequence[tuple[int, str, Answers]]) -> list[str]:
+        """Find the version of the questions that imported answers fit, or make one of them, and note it.
+
+        Args:
+            answered: item, labeler and answers of each.
+
+        Returns:
+            What is to be said about it, in sentences.
+
+        Raises:
+            UserError: this file asks other questions.
+        """
+        if not answered:
+            return []
+        with self._file.transaction():
+            try:
+                asked = questions_of([answers for _, _, answers in answered])
+            except ValueError as error:
+                reason = str(error).partition(": ")[2] or str(error)
+                return [f"the answers to questions are kept without a version of the questions: {reason}"]
+            versions = self.wordings("questions")
+            known = [(each.version, self.questionnaire(each.version)) for each in reversed(versions)]
+            fitting = next((version for version, here in known if missing_question(here, asked) is None), None)
+            if fitting is None and known and known[0][1] != Questionnaire():
+                raise UserError(
+                    f"{self._file.path}: found {missing_question(known[0][1], asked)} in the file to import, which the "
+                    "questions here do not have; add it with `alignment rate settings --questions FILE`, or import "
+                    "into a new --db"
+                )
+            if fitting is None:
+                self.ask(asked)
+                fitting = len(versions) + 1
+            for item, labeler, _ in answered:
+                self._file.db.execute(
+                    "UPDATE rating SET questions = ? WHERE item = ? AND labeler = ? AND why = 'import'"
+                    " AND questions IS NULL",
+                    (fitting, item, labeler),
+                )
+        return [] if known else [f"questions were made of the answers: {described(asked)}"]
 
     @property
     def calibration(self) -> int:

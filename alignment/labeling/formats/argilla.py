@@ -11,12 +11,13 @@ from alignment.data.importers import PassedOver
 from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
 from alignment.labeling.formats.fields import ShownTask, ending, listed, object_of, plain, task_of
+from alignment.labeling.formats.questions import AskedKind, QuestionAnswer, is_ours, with_answers
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import Who, judged, labeler_of, ranked, said_of, scored
 
 DROPS = (
-    "suggestions, drafts, discarded answers and spans (each answer counted), vectors and metadata, and the questions' "
-    "settings; answers in free text are comments of the vote beside them"
+    "suggestions, drafts, discarded answers and spans without an answer of their own (each counted), vectors and "
+    "metadata, and the questions' settings; answers in free text are comments of the vote beside them"
 )
 _BESIDE = ("id", "_server_id", "status", "external_id", "inserted_at", "updated_at", "vectors", "metadata", "score")
 
@@ -111,7 +112,8 @@ def _nested(responses: Any) -> list[QuestionReply]:
 
 def _reply(question: str, user: Any, value: Any, status: Any) -> QuestionReply:
     # Version 2 exports nested answers without a status: they are those that were submitted.
-    return QuestionReply(str(question), labeler_of(user), parsed(value), "submitted" if status is None else str(status))
+    value = value if re.match("(comment|rewrite)(_|$)", str(question)) else parsed(value)
+    return QuestionReply(str(question), labeler_of(user), value, "submitted" if status is None else str(status))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -132,32 +134,53 @@ def _votes(fields: dict[str, Any], user: str | None, said: Sequence[QuestionRepl
     read: Read = []
     comments: list[str] = []
     votes: list[QuestionReply] = []
+    beside: list[QuestionReply] = []
     wanted = options.columns.get("choice")
     for reply in said:
-        if wanted and reply.question != wanted:
+        if is_ours(reply.question) and reply.question != "comment":
+            beside.append(reply)
+        elif wanted and reply.question != wanted:
             continue
-        if _is_spans(reply.value):
-            read.append(PassedOver("spans, which are no vote"))
-        elif _is_comment(reply, task, options):
+        elif _is_spans(reply.value):
+            beside.append(reply)
+        elif reply.question == "comment" or _is_comment(reply, task, options):
             comments.append(str(reply.value))
         else:
             votes.append(reply)
     who = Who(user, "\n".join(comments))
     if not votes:
-        return read or [PassedOver("an answer in free text alone, which is no vote")]
-    compared = False
+        return with_answers([], task, _asked(beside), options) or [
+            PassedOver("an answer in free text alone, which is no vote")
+        ]
+    compared = [reply for reply in votes if len(task.answers) > 1 and not _is_number(reply.value)][:1]
     for reply in votes:
-        rated = _rated(reply, task, options)
-        if rated is not None:
-            read += scored(rated, reply.value, who, options)
-        elif compared:
-            read.append(
-                PassedOver(f"a second question on the same answers; --columns choice={reply.question} reads it")
-            )
-        else:
-            compared = True
+        is_score = _is_number(reply.value) and (options.scale or not compared) and len(task.answers) > 1
+        if reply is not (compared or votes)[0] and not is_score:
+            beside.append(reply)
+        elif reply in compared:
             read += _ranking(task, reply, who, options)
-    return read
+        else:
+            read += scored(_rated(reply, task, options), reply.value, who, options)
+    return with_answers(read, task, _asked(beside), options)
+
+
+def _asked(replies: Sequence[QuestionReply]) -> list[QuestionAnswer]:
+    """Replies that are no vote, as answers to questions."""
+    return [QuestionAnswer(reply.question, "", _kind(reply), reply.value) for reply in replies]
+
+
+def _kind(reply: QuestionReply) -> AskedKind:
+    if _is_spans(reply.value):
+        return "spans"
+    if _is_number(reply.value):
+        return "rating"
+    if isinstance(reply.value, list) and all(isinstance(each, str) for each in reply.value):
+        return "labels"
+    return "text" if reply.question.startswith(("comment_", "rewrite_")) else "label"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_spans(value: Any) -> bool:
@@ -168,7 +191,7 @@ def _is_spans(value: Any) -> bool:
 
 def _is_comment(reply: QuestionReply, task: ShownTask, options: ImportOptions) -> bool:
     """Whether a text is no choice: a reason, or a better answer."""
-    if not isinstance(reply.value, str):
+    if not isinstance(reply.value, str) or reply.question == "preference":
         return False
     if len(task.answers) == 1:
         return not re.fullmatch(r"[\w./% -]{1,24}", reply.value) or " " in reply.value.strip()
@@ -181,12 +204,10 @@ def _is_comment(reply: QuestionReply, task: ShownTask, options: ImportOptions) -
     return False
 
 
-def _rated(reply: QuestionReply, task: ShownTask, options: ImportOptions) -> ShownTask | None:
-    """The task with the one answer that a number stands at; None if the reply compares answers."""
+def _rated(reply: QuestionReply, task: ShownTask, options: ImportOptions) -> ShownTask:
+    """The task with the one answer that a number stands at."""
     if len(task.answers) == 1:
         return task
-    if isinstance(reply.value, bool | str | list) or not isinstance(reply.value, int | float):
-        return None
     names = [answer.key for answer in task.answers]
     holding = [place for place, name in enumerate(names) if plain(name) in plain(reply.question)]
     ends = {ending(part) for part in re.split(r"[\W_]*(?:rating|score|quality)[\W_]*", reply.question)} - {""}

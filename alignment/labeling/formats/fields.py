@@ -148,7 +148,7 @@ def prompt_of(row: Row, options: ImportOptions) -> tuple[list[dict[str, str]], s
 
 def answer_of(value: Any, name: str, key: str | None = None) -> ShownAnswer:
     """An answer: a text, an object with one, or a list with one message of the assistant's."""
-    value = parsed(value)
+    value = _turns_or_text(value)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, list):
@@ -162,6 +162,17 @@ def answer_of(value: Any, name: str, key: str | None = None) -> ShownAnswer:
     if isinstance(value, bool | int | float):  # a CSV reader takes the answer 42 for a number
         value = str(value)
     return ShownAnswer(key or name, check_text(value, f"'{name}'"))
+
+
+def _turns_or_text(value: Any) -> Any:
+    """A message or a list that a table holds as text; an answer that happens to be JSON or code stays a text."""
+    inner = parsed(value)
+    if isinstance(inner, Mapping):
+        return inner if "role" in inner or first_key(inner, _CONTENT) else value
+    if isinstance(inner, list):
+        kept = bool(inner) and all(isinstance(each, Mapping | str) for each in inner)
+        return inner if kept or not isinstance(value, str) else value
+    return inner
 
 
 def slot_keys(row: Row) -> list[str]:

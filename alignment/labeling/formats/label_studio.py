@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from alignment.data.importers import PassedOver
 from alignment.data.messages import parsed
 from alignment.data.row_files import BadRow
+from alignment.labeling.entries import Entry
 from alignment.labeling.formats.fields import (
     ShownAnswer,
     ShownTask,
@@ -21,6 +22,7 @@ from alignment.labeling.formats.fields import (
     task_of,
     with_model,
 )
+from alignment.labeling.formats.questions import AskedKind, QuestionAnswer, is_ours, with_answers
 from alignment.labeling.formats.reading import ImportOptions, Read, Row
 from alignment.labeling.formats.voting import (
     BAD,
@@ -38,10 +40,14 @@ from alignment.labeling.formats.voting import (
 )
 
 DROPS = (
-    "predictions of models, drafts, skipped annotations, spans and reviews (each counted), times, the labeling config, "
-    "and a ranker's buckets whose order is not known (--labels='BUCKET=1,OTHER=2' says it, 1 the best)"
+    "predictions of models, drafts, skipped annotations, spans without an answer of their own and reviews (each "
+    "counted), times, the labeling config, and a ranker's buckets whose order is not known "
+    "(--labels='BUCKET=1,OTHER=2' says it, 1 the best)"
 )
-_CONTROLS = ("pairwise", "ranker", "choices", "rating", "number")
+RANK = "rank_response_"
+"""How exports name the number that is an answer's rank, 1 the best."""
+_KINDS: dict[str, AskedKind] = {"labels": "spans", "textarea": "text", "rating": "rating", "number": "rating"}
+_CONTROLS = ("ranks", "pairwise", "ranker", "choices", "rating", "number")
 _ANNOTATION_KEYS = ("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement")
 
 
@@ -80,7 +86,7 @@ def _controls_of(part: Any) -> Iterator[TagValue]:
     if not isinstance(value, Mapping):
         return
     kind = str(part.get("type"))
-    inner = {"pairwise": "selected", "textarea": "text"}.get(kind, kind)
+    inner = {"pairwise": "selected", "textarea": "text", "labels": ""}.get(kind, kind)
     yield TagValue(str(part.get("from_name")), str(part.get("to_name")), kind, value.get(inner, value))
 
 
@@ -110,34 +116,87 @@ def _flat_controls(key: str, value: Any) -> Iterator[TagValue]:
 
 def _votes(data: Row, found: Sequence[TagValue], who: Who, options: ImportOptions) -> Read:
     """The votes of one annotation; the reasons why other parts of it are none."""
-    comments = [text for control in found if control.kind == "textarea" for text in _texts(control.value)]
+    ranks = {control.at: control.value for control in found if control.name.startswith(RANK)}
+    if ranks:  # exports write the rank of each answer
+        found = [TagValue("ranking", "", "ranks", ranks), *(c for c in found if not c.name.startswith(RANK))]
+    beside = [control for control in found if is_ours(control.name) and control.name != "comment"]
+    others = [control for control in found if control not in beside]
+    comments = [text for control in others if control.kind == "textarea" for text in _texts(control.value)]
     who = who._replace(comment="\n".join(comments))
     if wanted := options.columns.get("choice"):
-        found = [control for control in found if control.name == wanted]
-    votes = [control for control in found if control.kind in _CONTROLS]
+        others = [control for control in others if control.name == wanted]
+    votes = [control for control in others if control.kind in _CONTROLS]
+    beside += [control for control in others if control.kind == "labels"]
     read: Read = [
         PassedOver(f"an answer of kind {control.kind}, which is no vote")
-        for control in found
-        if control.kind not in (*_CONTROLS, "textarea")
+        for control in others
+        if control.kind not in (*_CONTROLS, "textarea", "labels")
     ]
     if not votes:
-        return read or [PassedOver("an annotation without a vote")]
+        return [*read, *map(_not_kept, beside)] or [PassedOver("an annotation without a vote")]
     compared = min((control.kind for control in votes), key=_CONTROLS.index)
-    seen = False
+    voted = next((control for control in votes if control.kind == compared), None)
+    kept: Read = []
     for control in votes:
-        if control.kind in ("rating", "number"):
-            read += scored(_rated(data, control, options), control.value, who, options)
-        elif control.kind != compared or seen:
-            read.append(PassedOver(f"a second question on the same answers; --columns choice={control.name} reads it"))
+        rates = control.kind in ("rating", "number")
+        is_score = options.scale or (compared == control.kind and not _is_one(data, options))
+        if rates and (is_score or control is voted):
+            kept += scored(_rated(data, control, options), control.value, who, options)
+        elif control is voted:
+            kept += _compared(data, control, who, options)
         else:
-            seen = True
-            read += _compared(data, control, who, options)
-    return read
+            beside.append(control)
+    return [*read, *_with_beside(kept, data, beside, options)]
+
+
+def _with_beside(vote: Read, data: Row, beside: Sequence[TagValue], options: ImportOptions) -> Read:
+    if not beside:
+        return vote
+    votes = [part for part in vote if isinstance(part, Entry)]
+    if len(votes) != 1:
+        return [*vote, *map(_not_kept, beside)]
+    task = task_of(data, options)
+    if [answer.text for answer in task.answers] != [each.text for each in votes[0].completions]:
+        return [*vote, *map(_not_kept, beside)]
+    return with_answers(vote, task, [_asked(control) for control in beside], options)
+
+
+def _asked(control: TagValue) -> QuestionAnswer:
+    value, kind = control.value, _KINDS.get(control.kind, "label")
+    if kind == "spans":
+        labels = value.get("labels") if isinstance(value, Mapping) else None
+        label = labels[0] if isinstance(labels, list) and len(labels) == 1 else None
+        value = [{**value, "label": label}] if isinstance(value, Mapping) else []
+    elif control.kind == "pairwise" and value in ("left", "right"):
+        names = [name.strip() for name in control.at.split(",")]
+        value = names[value == "right"] if len(names) == 2 else value
+    elif kind == "text":
+        value = "\n".join(_texts(value))
+    elif control.kind == "choices" and control.name in ("tags", "flags"):
+        kind, value = "labels", value if isinstance(value, list) else [value]
+    return QuestionAnswer(control.name, control.at, kind, value)
+
+
+def _not_kept(control: TagValue) -> PassedOver:
+    if control.kind == "labels":
+        return PassedOver("an answer of kind labels, which is no vote")
+    return PassedOver(f"an answer to '{control.name}' without one vote on the same answers")
+
+
+def _is_one(data: Row, options: ImportOptions) -> bool:
+    """Whether a task has one answer, so that a second number is about something else than the answer as a whole."""
+    try:
+        return len(task_of(data, options).answers) == 1
+    except BadRow:
+        return False
 
 
 def _compared(data: Row, control: TagValue, who: Who, options: ImportOptions) -> Read:
     if control.kind == "ranker":
         return _ranking(data, control, who, options)
+    if control.kind == "ranks":
+        task = task_of(data, options)
+        return ranked(task, [control.value.get(answer.key) for answer in task.answers], who)
     names = [name.strip() for name in control.at.split(",")]
     if control.kind == "pairwise" and len(names) == 2 and all(name in data for name in names):
         # The first name is the left side; the order of the task's keys says nothing.

@@ -21,12 +21,12 @@ from alignment.labeling.formats.voting import Who, judged, labeler_of, meaning, 
 # --- HelpSteer 2 and 3 ---------------------------------------------------------------------------------------------
 
 HELPSTEER_DROPS = (
-    "the elaborations and feedback texts, languages and domains; HelpSteer 3's votes have no names: annotator1 of one "
-    "row need not be that of another. Ratings are of helpfulness (0 to 4), the other attributes stand with the item"
+    "the elaborations, languages and domains; HelpSteer 3's votes have no names: annotator1 of one row need not be "
+    "that of another. Ratings are of helpfulness (0 to 4), the other attributes are answers to questions, as 1 to 7"
 )
 _RATED = {"prompt", "response", "helpfulness", "correctness"}
 _COMPARED = {"prompt", "response_1", "response_2", "preference_strength"}
-_ATTRIBUTES = ("correctness", "coherence", "complexity", "verbosity")
+HELPSTEER_ATTRIBUTES = ("correctness", "coherence", "complexity", "verbosity")
 
 
 def recognises_helpsteer(row: Row) -> bool:
@@ -37,8 +37,11 @@ def recognises_helpsteer(row: Row) -> bool:
 def read_helpsteer(row: Row, options: ImportOptions) -> Read:
     if row.keys() >= _RATED:
         task = ShownTask(turns_of(row["prompt"], "prompt"), (answer_of(row.get("response"), "response"),))
-        kept = {name: row[name] for name in _ATTRIBUTES if name in row}
-        return scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
+        kept = {name: row[name] for name in HELPSTEER_ATTRIBUTES if name in row}
+        score = scored(task, row["helpfulness"], Who(None), options, (0.0, 4.0), {"helpsteer": kept})
+        return _beside(
+            score, {"attributes": {name: [_of_seven(value)] for name, value in kept.items() if _fits(value)}}
+        )
     if row.keys() >= _COMPARED:
         task = _pair_task(row, "prompt", "response_1", "response_2")
         return [_signed(task, row["preference_strength"], Who(None, str(row.get("preference_statement") or "")))]
@@ -53,8 +56,30 @@ def read_helpsteer(row: Row, options: ImportOptions) -> Read:
             read.append(PassedOver("a vote without a score"))
             continue
         name = f"annotator{number}" if "individual_preference" in row else None
-        read.append(_signed(task, vote["score"], Who(name, str(vote.get("reasoning") or ""))))
+        entry = _signed(task, vote["score"], Who(name, str(vote.get("reasoning") or "")))
+        comments = [str(vote.get(key) or "") or None for key in ("feedback1", "feedback2")]
+        read += _beside([entry], {"comments": comments} if any(comments) else {})
     return read
+
+
+def _beside(read: Read, answers: Mapping[str, Any]) -> Read:
+    """The same vote with answers to questions beside it."""
+    kept = {key: value for key, value in answers.items() if value}
+    return [
+        replace(part, answers=[{**answer, "answers": kept or None} for answer in part.answers])
+        if isinstance(part, Entry)
+        else part
+        for part in read
+    ]
+
+
+def _fits(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 4
+
+
+def _of_seven(value: float) -> int:
+    """The place on 1 to 7 of a number from 0 to 4."""
+    return 1 + math.floor(6 * value / 4 + 0.5)
 
 
 def _pair_task(row: Row, prompt: str, first: str, second: str) -> ShownTask:

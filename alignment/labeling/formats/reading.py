@@ -125,6 +125,7 @@ class FileFormat(NamedTuple):
         export_drops: in words, what a written file has no room for.
         joins: whether rows on the same answers are votes on one item.
         used: the keys of a row that are read, where the others are listed; None where `import_drops` names them.
+        asks: whether answers to questions come without the questions, which are then made of the answers.
     """
 
     title: str
@@ -136,3 +137,4 @@ class FileFormat(NamedTuple):
     export_drops: str = ""
     joins: bool = True
     used: Callable[[Row, ImportOptions], set[str]] | None = None
+    asks: bool = False

@@ -7,7 +7,18 @@ from collections.abc import Callable
 from alignment.data.annotations import annotation_format
 from alignment.data.messages import key_names
 from alignment.data.row_files import BadRow
-from alignment.labeling.formats import arena, argilla, columns, exchanged, label_studio, published, text_tools, trees
+from alignment.labeling.formats import (
+    arena,
+    argilla,
+    columns,
+    exchanged,
+    label_studio,
+    published,
+    text_tools,
+    tools_written,
+    training_files,
+    trees,
+)
 from alignment.labeling.formats.fields import PROMPTS, first_key
 from alignment.labeling.formats.reading import FileFormat, ImportOptions, Read, Reader, Row
 
@@ -27,8 +38,11 @@ def _is_hh(row: Row) -> bool:
     return {"chosen", "rejected"} <= row.keys() and first_key(row, PROMPTS) is None
 
 
+_COUNTED = "what `not in this format` counts"
+
+
 def _only(title: str, recognises: Callable[[Row], bool], read: Reader, drops: str) -> FileFormat:
-    """A format that is only read, and whose rows all have the keys that it is recognised by."""
+    """A format that others publish, and whose rows all have the keys that it is recognised by."""
 
     def checked(row: Row, options: ImportOptions) -> Read:
         if not recognises(row):
@@ -51,15 +65,58 @@ FORMATS: dict[str, FileFormat] = {
         joins=False,
     ),
     "label-studio": FileFormat(
-        "Label Studio", label_studio.read_label_studio, _is_tool("label-studio"), label_studio.DROPS
+        "Label Studio",
+        label_studio.read_label_studio,
+        _is_tool("label-studio"),
+        label_studio.DROPS,
+        tools_written.write_label_studio,
+        (".json", *_LINES),
+        _COUNTED,
+        asks=True,
     ),
-    "argilla": FileFormat("Argilla", argilla.read_argilla, _is_tool("argilla"), argilla.DROPS),
+    "argilla": FileFormat(
+        "Argilla",
+        argilla.read_argilla,
+        _is_tool("argilla"),
+        argilla.DROPS,
+        tools_written.write_argilla,
+        (".json", *_LINES),
+        _COUNTED,
+        asks=True,
+    ),
     "potato": FileFormat("Potato", text_tools.read_potato, _is_tool("potato"), text_tools.POTATO_DROPS),
     "prodigy": FileFormat("Prodigy", text_tools.read_prodigy, _is_tool("prodigy"), text_tools.PRODIGY_DROPS),
     "doccano": FileFormat("doccano", text_tools.read_doccano, _is_tool("doccano"), text_tools.DOCCANO_DROPS),
     "arena": _only("Arena or MT-bench votes", arena.recognises_arena, arena.read_arena, arena.DROPS),
     "helpsteer": _only(
         "HelpSteer 2 or 3", published.recognises_helpsteer, published.read_helpsteer, published.HELPSTEER_DROPS
+    )._replace(write=training_files.write_helpsteer, suffixes=_LINES, export_drops=_COUNTED, asks=True),
+    "openai": FileFormat(
+        "OpenAI's preference fine-tuning",
+        training_files.read_openai,
+        training_files.recognises_openai,
+        "nothing; rows with tools or with answers of several turns are refused, and no row has a name",
+        training_files.write_openai,
+        _LINES,
+        _COUNTED,
+    ),
+    "trl": FileFormat(
+        "TRL's preferences",
+        exchanged.read_hh,
+        training_files.recognises_trl,
+        "nothing; it has no ties",
+        training_files.write_trl,
+        _LINES,
+        _COUNTED,
+    ),
+    "trl-unpaired": FileFormat(
+        "TRL's unpaired preferences",
+        columns.read_votes,
+        training_files.recognises_trl_unpaired,
+        "nothing; a label is a score from 0 to 1",
+        training_files.write_trl_unpaired,
+        _LINES,
+        _COUNTED,
     ),
     "alpaca": _only(
         "AlpacaFarm or AlpacaEval", published.recognises_alpaca, published.read_alpaca, published.ALPACA_DROPS

@@ -203,6 +203,8 @@ def judged(
     """The entries of a choice among two answers or more, or of a word for one answer (good, bad, 1 to 7)."""
     if len(task.answers) == 1:
         return scored(task, value, who, options, metadata=metadata)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     better = _BETTER.fullmatch(value.strip()) if isinstance(value, str) and str(value) not in options.labels else None
     if better:
         value, strength = better["who"], strength or _STRENGTH_WORDS[better["how"].lower()]

@@ -523,9 +523,11 @@ def test_import_only_formats_are_not_written(tmp_path):
     Imported(tmp_path, [vote("a", "ada")])
     with (
         RatingsStore(tmp_path / "ratings.db") as store,
-        pytest.raises(UserError, match=r"--format argilla: this format is only read; write one of jsonl, hh, "),
+        pytest.raises(
+            UserError, match=r"--format potato: this format is only read; write one of jsonl, label-studio, "
+        ),
     ):
-        export_file(store, "argilla", tmp_path / "out.jsonl")
+        export_file(store, "potato", tmp_path / "out.jsonl")
 
 
 def test_an_import_is_all_or_nothing(tmp_path):
