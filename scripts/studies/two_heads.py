@@ -57,20 +57,15 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"facts, manners >= {self.bound:g}" if self.bound is not None else f"weight {self.weight:g}"
+        if self.bound is not None:
+            return f"facts, manners >= {self.bound:g}"
+        return f"weight of the manners {self.weight:g}" if self.weight else "facts alone"
 
 
-def cells(seeds: Iterable[int]) -> list[Cell]:
-    """Facts alone, under each bound, and with each weight of the manners."""
-    return [
-        cell
-        for seed in seeds
-        for cell in (
-            Cell(0.0, None, seed),
-            *(Cell(0.0, bound, seed) for bound in BOUNDS),
-            *(Cell(weight, None, seed) for weight in WEIGHTS),
-        )
-    ]
+def cells(seeds: Sequence[int]) -> list[Cell]:
+    """Facts alone and under each bound, then each weight of the manners, so that an interrupted study is useful."""
+    bound = [Cell(0.0, bound, seed) for seed in seeds for bound in (None, *BOUNDS)]
+    return bound + [Cell(weight, None, seed) for seed in seeds for weight in WEIGHTS]
 
 
 # --- the world -----------------------------------------------------------------------------------------------------
@@ -185,25 +180,27 @@ def last_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Cell, Mapping[str, Any]
     return {Cell(row["weight"], row["bound"], row["seed"]): row for row in rows if row["step"] == STEPS}
 
 
+FIGURES = ("head_facts", "gold_manners", "gold_facts", "kl", "length")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with a line for each setting: the manners of each seed, and means over seeds."""
-    last = last_rows(rows)
+    settings: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["step"] == 0:
+            settings.setdefault("before PPO", []).append(row)
+    for cell, row in last_rows(rows).items():
+        settings.setdefault(cell.name, []).append(row)
     lines = [
-        "| setting | manners' head, by seed | facts' head | gold manners | gold facts | KL | tokens | multiplier, by seed |",
+        "| setting | manners' head, by seed | multiplier | facts' head | gold manners | gold facts | KL | tokens |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    start = [row for row in rows if row["step"] == 0]
-    settings: dict[str, Sequence[Mapping[str, Any]]] = {"before PPO": start} if start else {}
-    for cell, row in last.items():
-        settings[cell.name] = [*settings.get(cell.name, ()), row]
     for name, same in settings.items():
-        by_seed = " ".join(f"{row['head_manners']:.2f}" for row in sorted(same, key=lambda row: row["seed"]))
-        means = (
-            statistics.fmean(row[key] for row in same)
-            for key in ("head_facts", "gold_manners", "gold_facts", "kl", "length")
-        )
-        multipliers = " ".join(f"{row['multiplier']:.2f}" for row in same if row["multiplier"] is not None)
-        lines.append(f"| {name} | {by_seed} |" + "".join(f" {mean:.2f} |" for mean in means) + f" {multipliers} |")
+        same.sort(key=lambda row: row["seed"])
+        manners = ", ".join(f"{row['head_manners']:.2f}" for row in same)
+        multipliers = ", ".join(f"{row['multiplier']:.2f}" for row in same if row["multiplier"] is not None)
+        means = "".join(f" {statistics.fmean(row[figure] for row in same):.2f} |" for figure in FIGURES)
+        lines.append(f"| {name} | {manners} | {multipliers} |{means}")
     return "\n".join(lines)
 
 
@@ -212,22 +209,27 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     last = last_rows(rows)
+    seeds = sorted({cell.seed for cell in last})
+    colours = dict(zip((None, *BOUNDS), ("#1b6ca8", "#b3541e", "#3f7d3f"), strict=True))
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
-    colours = dict(zip(BOUNDS, ("#b3541e", "#3f7d3f"), strict=True))
-    for panel, source in zip(panels, ("head", "gold"), strict=True):
-        for seed in sorted({cell.seed for cell in last}):
+    for panel, source, by in zip(panels, ("head", "gold"), ("their head", "the rules (gold)"), strict=True):
+
+        def place(cell: Cell, source: str = source) -> tuple[float, float]:
+            return last[cell][f"{source}_manners"], last[cell][f"{source}_facts"]
+
+        for seed in seeds:
             front = sorted((c for c in last if c.seed == seed and c.bound is None), key=lambda cell: cell.weight)
-            points = [(last[cell][f"{source}_manners"], last[cell][f"{source}_facts"]) for cell in front]
-            panel.plot(*zip(*points, strict=True), color="#7a7a7a", marker="o", markersize=4, linewidth=0.8,
-                       label="weights of the manners 0 to 1" if seed == 0 else None)  # fmt: skip
-            for cell, row in last.items():
-                if cell.seed == seed and (cell.bound is not None or cell.weight == 0):
-                    label = cell.name if cell.bound is not None else "facts alone"
-                    panel.plot(row[f"{source}_manners"], row[f"{source}_facts"], marker="osD"[seed % 3], linestyle="",
-                               color=colours.get(cell.bound, "#1b6ca8"), label=label if seed == 0 else None)  # fmt: skip
-        panel.set_xlabel(f"manners, by {'their head' if source == 'head' else 'the rules (gold)'}")
-        panel.set_ylabel(f"facts, by {'their head' if source == 'head' else 'the rules (gold)'}")
+            marker = "osD^v"[seed % 5]
+            label = "weights of the manners from 0 to 1" if seed == seeds[0] else None
+            line = zip(*map(place, front), strict=True)
+            panel.plot(*line, color="#7a7a7a", marker=marker, markersize=4, linewidth=0.8, label=label)
+            for cell in last:
+                if cell.seed == seed and cell.weight == 0:
+                    label = cell.name if seed == seeds[0] else None
+                    panel.plot(*place(cell), marker=marker, linestyle="", color=colours[cell.bound], label=label)
+        panel.set_xlabel(f"manners, by {by}")
+        panel.set_ylabel(f"facts, by {by}")
     for bound in BOUNDS:
         panels[0].axvline(bound, color=colours[bound], linestyle=":", linewidth=1)
     panels[0].legend(fontsize=8)

@@ -14,8 +14,14 @@ from typer.testing import CliRunner
 import reward.train
 from alignment.cli.main import app
 from alignment.data.reading import DataError
+from alignment.data.records import Prompt
 from alignment.errors import ConfigError, ModelError
+from alignment.evaluation.answers import SideAnswer
+from alignment.evaluation.judge_names import check_judges
+from alignment.evaluation.score_judges import RewardModelScorer
+from alignment.evaluation.scorers import load_scorer
 from alignment.models.ensembles import load_reward_model
+from alignment.models.names import split_head
 from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
@@ -24,6 +30,7 @@ from alignment.tensors import pad_rows
 from reward.config import RewardStageConfig
 
 HEADS = ["agreeing", "polite"]
+ASKED = Prompt(({"role": "user", "content": "Hi"},))
 
 
 def texts(row):
@@ -144,9 +151,76 @@ def test_where_one_score_is_needed_a_model_of_several_is_refused(judged):
     trained("heads-full")
     with pytest.raises(ModelError, match="a score for each of agreeing, polite, where one score is needed"):
         load_reward_model(find_model("heads-full", Registry("registry"), role="reward"))
-    asked = ["score", "heads-full", "pairs.jsonl", "--registry", "registry"]
-    result = CliRunner().invoke(app, asked)
-    assert result.exit_code == 2 and "where one score is needed" in result.output
+    with pytest.raises(ModelError, match="a judge and chosen_by take a head, as heads-full@v1#agreeing"):
+        RewardModelScorer("heads-full", Registry("registry")).scores([ASKED], [SideAnswer("Yes!")])
+
+
+def scored(*names, tmp_path):
+    """The lines that `alignment score` writes, by model, and what it says."""
+    found = {}
+    for name in names:
+        out = tmp_path / "scores.jsonl"
+        asked = ["score", name, "pairs.jsonl", "--registry", "registry", "--no-record", "--json", "--out", str(out)]
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 0, result.output
+        found[name] = ([json.loads(line) for line in out.read_text().splitlines()], json.loads(result.stdout))
+        for file in tmp_path.glob("scores.jsonl*"):
+            file.unlink()
+    return found
+
+
+@pytest.mark.parametrize("name", ["heads-full", "heads-lora"])
+def test_score_has_a_column_for_each_head_and_takes_one_or_a_sum(judged, name, tmp_path):
+    lora = {"model": {"name": "sft", "method": "lora"}, "training": {"learning_rate": 1e-2}}
+    source = trained(name, **({} if name == "heads-full" else lora))
+    one, weighted = f"{name}#polite", f"{name}#polite=-0.5,agreeing=2"
+    found = scored(name, one, weighted, tmp_path=tmp_path)
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        expected = load_reward_model(source, several_heads=True).eval().score(*batch(source, rows))
+    lines, told = found[name]
+    assert "scores" not in lines[0] and "mean" not in told and told["heads"].keys() == set(HEADS)
+    columns = torch.tensor([[line[f"scores/{head}"] for head in HEADS] for line in lines]).transpose(1, 2)
+    torch.testing.assert_close(columns.reshape(-1, 2), expected, atol=1e-4, rtol=1e-4)
+    for asked, by_hand in ((one, expected[:, 1]), (weighted, 2 * expected[:, 0] - 0.5 * expected[:, 1])):
+        lines, told = found[asked]
+        scores = torch.tensor([line["scores"] for line in lines]).reshape(-1)
+        torch.testing.assert_close(scores, by_hand, atol=1e-4, rtol=1e-4)
+        assert told["head"] == asked.partition("#")[2] and told["mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
+    assert found[name][1]["heads"]["polite"]["mean"] == pytest.approx(found[one][1]["mean"], abs=1e-6)
+
+
+def test_a_judge_takes_a_head_and_names_it(judged):
+    source = trained("heads-full")
+    judge = RewardModelScorer("heads-full#polite", Registry("registry"))
+    assert judge.identity.name == "reward=heads-full@v1#polite" and judge.identity.digest == source.digest
+    (score,) = judge.scores([ASKED], [SideAnswer("Yes!")])
+    with torch.no_grad():
+        model = load_reward_model(source, several_heads=True).eval()
+        row = {"prompt": "Hi", "chosen": "Yes!", "rejected": "Yes!"}
+        assert score == pytest.approx(float(model.score(*batch(source, [row]))[0, 1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("heads-full#polit", r"heads-full@v1#polit: there is no head 'polit'; it has agreeing, polite; did you mean 'pol"),
+    ("heads-full#polite=much", "expected a head, or weights as agreeing=1,polite=1"),
+    ("heads-full#polite=inf", "expected a head, or weights"),
+    ("one#polite", r"one@v1: a reward model with one score, and no head 'polite'; leave #polite out"),
+    ("sft#polite", "a policy, which has no head 'polite'"),
+])  # fmt: skip
+def test_a_head_that_a_model_has_not_is_refused(judged, name, said):
+    trained("heads-full")
+    trained("one", reward={"attributes": ["overall"]})
+    with pytest.raises(ModelError, match=said):
+        load_scorer(name, Registry("registry"), several_heads=True)
+
+
+def test_a_name_with_a_head_is_checked_without_it(judged):
+    trained("heads-full")
+    check_judges(["reward=heads-full#polite"], Registry("registry"), None, None)
+    assert split_head("a#b=1,c=2") == ("a", "b=1,c=2") and split_head("a") == ("a", None)
+    Path("with#sign").mkdir(exist_ok=True)
+    assert split_head("with#sign") == ("with#sign", None)
 
 
 @torch.no_grad()
@@ -178,8 +252,7 @@ def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
 
 
 def test_the_whole_is_an_attribute_too_and_one_head_is_a_plain_reward_model(judged):
-    run(reward.train.train, RewardStageConfig, heads_settings("one", reward={"attributes": ["overall"]}))
-    source = find_model("one", Registry("registry"), role="reward")
+    source = trained("one", reward={"attributes": ["overall"]})
     assert load_reward_model(source).heads == ()
     whole = [row for row in judged if "chosen" in row]
     assert events("one")["data"]["pairs"] + events("one")["data"]["held_out"] == len(whole)
