@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from alignment.errors import ModelError, did_you_mean
-from alignment.models.scalar import ScalarModel, ScoreHead, set_score_bias
+from alignment.models.scalar import ScalarModel, collapse
 
 
 def take_head(scalar: ScalarModel, asked: str, label: str) -> ScalarModel:
@@ -25,11 +25,7 @@ def take_head(scalar: ScalarModel, asked: str, label: str) -> ScalarModel:
     """
     if not scalar.heads:
         raise ModelError(f"{label}: a reward model with one score, and no head {asked!a}; leave #{asked} out")
-    weights = _weights(asked, scalar.heads, label)
-    head: ScoreHead = scalar.model.score
-    scalar.model.score = head.weighted(weights)
-    set_score_bias(scalar.model, scalar.model.score.score_bias)
-    return scalar
+    return collapse(scalar, _weights(asked, scalar.heads, label))
 
 
 def _weights(asked: str, heads: Sequence[str], label: str) -> list[float]:

@@ -7,20 +7,19 @@
 The demo's world with SIMULATED labelers, who are asked of each pair which answer has the facts right and which has the
 better manners. Good manners are courtesy in few words here, so an answer with all facts cannot have the best manners.
 PPO maximises the head of the facts alone, a weighted sum of both, or the facts with a bound on the mean of the manners.
-Each seed has its own data, SFT model, ratings, reward model and runs. Rows are appended to HOME/rows.jsonl; existing
-runs are not repeated.
+All runs have one SFT model and one reward model. Rows are appended to HOME/rows.jsonl; existing runs are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import chdir
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -250,7 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=(__doc__ or "").split("\n")[0], epilog="example: scripts/study.py two_heads --seeds 0 1 2"
     )
     parser.add_argument("--home", type=Path, default=Path("runs/two-heads"), help="working folder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds, each with its own world")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of PPO; data and models use the first one"
+    )
     parser.add_argument("--quick", action="store_true", help="one run only")
     parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
     options = parser.parse_args(argv)
@@ -259,20 +260,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
-    home = options.home.resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / "rows.jsonl"
+    options.home.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.home)
+    path = Path("rows.jsonl")
     try:
         if not options.page:
+            prepare(options.seeds[0])
             done = last_rows(read_rows(path))
             wanted = [cell for cell in cells(options.seeds) if cell not in done][: 1 if options.quick else None]
             with progress("runs", len(wanted)) as line:
                 for cell in wanted:
-                    world = home / f"seed-{cell.seed}"
-                    world.mkdir(exist_ok=True)
-                    with chdir(world):
-                        prepare(cell.seed)
-                        rows = list(run(cell))
+                    rows = list(run(cell))
                     with path.open("a", encoding="utf-8") as file:
                         file.writelines(json.dumps(row) + "\n" for row in rows)
                     line.advance(1, facts=rows[-1]["head_facts"], manners=rows[-1]["head_manners"])
