@@ -42,7 +42,7 @@ STEPS = 25
 
 
 @dataclass(frozen=True)
-class Cell:
+class BoundRun:
     """One PPO run.
 
     Args:
@@ -61,10 +61,10 @@ class Cell:
         return f"weight of the manners {self.weight:g}" if self.weight else "facts alone"
 
 
-def cells(seeds: Sequence[int]) -> list[Cell]:
+def cells(seeds: Sequence[int]) -> list[BoundRun]:
     """Facts alone and under each bound, then each weight of the manners, so that an interrupted study is useful."""
-    bound = [Cell(0.0, bound, seed) for seed in seeds for bound in (None, *BOUNDS)]
-    return bound + [Cell(weight, None, seed) for seed in seeds for weight in WEIGHTS]
+    bound = [BoundRun(0.0, bound, seed) for seed in seeds for bound in (None, *BOUNDS)]
+    return bound + [BoundRun(weight, None, seed) for seed in seeds for weight in WEIGHTS]
 
 
 # --- the world -----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def prepare(seed: int) -> None:
 # --- one run -------------------------------------------------------------------------------------------------------
 
 
-def ppo_config(cell: Cell) -> Any:
+def ppo_config(cell: BoundRun) -> Any:
     from alignment.config.loading import load_config
     from ppo.config import PPOStageConfig
 
@@ -141,7 +141,7 @@ def ppo_config(cell: Cell) -> Any:
     )  # fmt: skip
 
 
-def run(cell: Cell) -> Iterator[dict[str, Any]]:
+def run(cell: BoundRun) -> Iterator[dict[str, Any]]:
     """Yield a row for the policy after one PPO run, and before the run that is a seed's first: means over held-out
     answers, by the heads and by gold."""
     from ppo.prompts import prompt_batches
@@ -174,9 +174,9 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def last_rows(rows: Iterable[Mapping[str, Any]]) -> dict[Cell, Mapping[str, Any]]:
+def last_rows(rows: Iterable[Mapping[str, Any]]) -> dict[BoundRun, Mapping[str, Any]]:
     """The last row of each run that is complete."""
-    return {Cell(row["weight"], row["bound"], row["seed"]): row for row in rows if row["step"] == STEPS}
+    return {BoundRun(row["weight"], row["bound"], row["seed"]): row for row in rows if row["step"] == STEPS}
 
 
 FIGURES = ("head_facts", "gold_manners", "gold_facts", "kl", "length")
@@ -185,9 +185,8 @@ FIGURES = ("head_facts", "gold_manners", "gold_facts", "kl", "length")
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with a line for each setting: the manners of each seed, and means over seeds."""
     settings: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["step"] == 0:
-            settings.setdefault("before PPO", []).append(row)
+    if start := [row for row in rows if row["step"] == 0]:
+        settings["before PPO"] = start[:1]
     for cell, row in last_rows(rows).items():
         settings.setdefault(cell.name, []).append(row)
     lines = [
@@ -214,7 +213,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> None:
     panels = figure.subplots(1, 2)
     for panel, source, by in zip(panels, ("head", "gold"), ("their head", "the rules (gold)"), strict=True):
 
-        def place(cell: Cell, source: str = source) -> tuple[float, float]:
+        def place(cell: BoundRun, source: str = source) -> tuple[float, float]:
             return last[cell][f"{source}_manners"], last[cell][f"{source}_facts"]
 
         for seed in seeds:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,76 @@ def test_an_exported_adapter_has_its_heads(judged, flags, tmp_path):
         merged = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         theirs = merged(input_ids=ids, attention_mask=mask).logits - offsets(source)
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+KINDS = ["relevance", "factuality", "completeness"]
+SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+
+
+def marked_rows(published):
+    """Rows in QA-Feedback's shape: those of the data set with the shortest answers, or made-up ones."""
+    if published:
+        if not (SHARED / "qa-feedback" / "feedback.json").exists():
+            pytest.skip("no qa-feedback; name the folder of published data in ALIGNMENT_TEST_DATA")
+        rows = json.loads((SHARED / "qa-feedback" / "feedback.json").read_text())
+        rows.sort(key=lambda row: len(row["prediction 1"]) + len(row["feedback"]["corrected-prediction"]))
+        return [{**row, "passages": []} for row in rows[:80]]
+    rows = []
+    for number in range(40):
+        kinds = [["Irrelevant"], ["Wrong-Grounding"], []][number % 3]
+        missing = [{"error type": "Missing-Answer"}] * (number % 2 if kinds else 1)
+        errors = [{"error type": kind, "start": 0, "end": 3, "explanation": ""} for kind in kinds]
+        answer = f"Yes{' I like tea' * (number % 3 == 0)}{' ten' * (number % 3 == 1)}."
+        feedback = {"errors": errors, "missing-info": missing, "corrected-prediction": f"Yes, floor {number}."}
+        row = {"question": f"Which floor, {number}?", "passages": [], "preference": [1], "feedback": feedback}
+        rows.append(row | {"prediction 1": answer, "prediction 2": "No."})
+    return rows
+
+
+def in_helpsteer_form(rows):
+    """A row for each answer, with a column from 0 to 4 for each attribute: 4 less the errors that were marked."""
+    found = []
+    for row in rows:
+        feedback = row["feedback"]
+        kinds = [error["error type"] for key in ("errors", "missing-info") for error in feedback[key]]
+        corrected = feedback["corrected-prediction"]
+        if corrected.strip() in ("", row["prediction 1"].strip()):
+            continue
+        errors = dict(zip(KINDS, (
+            sum(kind in ("Irrelevant", "Redundant", "Incoherent") for kind in kinds),
+            sum(kind in ("Unverifiable", "Wrong-Grounding") for kind in kinds),
+            sum(kind.startswith("Missing") for kind in kinds),
+        ), strict=True))  # fmt: skip
+        for text, counts in ((row["prediction 1"], errors), (corrected, dict.fromkeys(KINDS, 0))):
+            columns = {name: 4 - min(4, count) for name, count in counts.items()}
+            found.append({"prompt": row["question"], "response": text, "helpfulness": min(columns.values()), **columns})
+    return found
+
+
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_heads_learn_from_marked_errors_in_both_forms(judged, published):
+    rows = marked_rows(published)
+    forms = {"feedback": rows, "helpsteer": in_helpsteer_form(rows)}
+    decided = {}
+    for form, given in forms.items():
+        name = f"marked-{form}-{'published' if published else 'made-up'}"
+        write(Path(f"{name}.jsonl"), given)
+        data = {"train": f"{name}.jsonl", "max_length": 512}
+        source = trained(name, data=data, reward={"attributes": KINDS}, training={"max_steps": 10})
+        pairs = [{"prompt": row["question"], "chosen": row["prediction 1"], "rejected": "No."} for row in rows[:30]]
+        ids, mask = batch(source, pairs)
+        with torch.no_grad():
+            scores = load_reward_model(source, several_heads=True).eval().score(ids, mask)
+            logits = plain(source)(input_ids=ids, attention_mask=mask).logits
+        assert scores.shape[1] == 3 and scores.std(0).min() > 0
+        torch.testing.assert_close(scores, logits - offsets(source), atol=1e-5, rtol=1e-5)
+        held_out = [json.loads(line) for line in Path(f"runs/{name}/eval_pairs.jsonl").read_text().splitlines()]
+        decided[form] = {
+            (row["attribute"], row["second" if row["votes"]["second"] else "first"])
+            for row in held_out if row["votes"]["second"] + row["votes"]["first"]
+        }  # fmt: skip
+    assert decided["feedback"] and {name for name, _ in decided["feedback"]} == set(KINDS)
+    assert decided["feedback"] == decided["helpsteer"]  # the same corrected answers are better in the same attributes
 
 
 def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
