@@ -93,8 +93,7 @@ def _about(scorer: Scorer, job: ScoringJob) -> dict[str, Any]:
         "columns": dict(job.columns or {}),
         "batch_size": job.batch_size,
         "max_length": getattr(scorer, "max_length", None),
-        **({} if getattr(scorer, "head", None) is None else {"head": scorer.head}),
-    }
+    } | ({} if (head := getattr(scorer, "head", None)) is None else {"head": head})
 
 
 def _new_lines(scorer: Scorer, job: ScoringJob, done: int, output: _Output) -> Iterator[dict[str, Any]]:

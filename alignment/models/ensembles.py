@@ -162,8 +162,8 @@ def load_reward_model(
         for number in range(size):
             name = member_name(number)
             adapted = adapters.put_on(adapted or body.model, str(Path(source.path) / name), name=name)
-            head = body.model.score.modules_to_save[name]
-            head.score_bias += float(record["score_bias"][number])
+            adapter_head = body.model.score.modules_to_save[name]
+            adapter_head.score_bias += float(record["score_bias"][number])
     in_dtype(body, config)
     return RewardEnsemble([body], size, adapted, combine, std_coefficient)
 

@@ -71,8 +71,9 @@ def take_turns(
             if assignment is None:
                 working.remove(labeler)
                 continue
+            first, second = assignment.order_shown
             choice, *answered = (
-                choose(labeler, *(scores[assignment.item][index] for index in assignment.order_shown), rng)
+                choose(labeler, scores[assignment.item][first], scores[assignment.item][second], rng)
                 for scores in (gold, *(asked or {}).values())
             )
             values = dict(zip(asked or {}, map(ON_PAIR_SCALE.__getitem__, answered), strict=True))

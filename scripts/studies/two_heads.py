@@ -98,7 +98,6 @@ def prepare(seed: int) -> None:
         return
     world.write_data(demo.DATA, seed)
     stage("sft", "demo.yaml", f"training.seed={seed}")
-    demo.RATINGS.unlink(missing_ok=True)
     demo.sample("help-desk-sft", seed, demo.DemoSize("demo", "help-desk", 1500, rated_prompts=RATED_PROMPTS))
     with RatingsStore(demo.RATINGS) as store, store.transaction():
         store.settings.repeat_share = 0.0
