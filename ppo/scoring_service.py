@@ -27,6 +27,7 @@ from alignment.distributed import processes
 from alignment.errors import UserError, require_extra
 from alignment.models.ensembles import load_reward_model
 from alignment.models.forward import switch_off_dropout
+from alignment.models.names import split_head
 from alignment.models.same_tokenizer import PROBE, token_mark
 from alignment.models.selfcheck import CheckError, undisturbed, why_wrong
 from alignment.models.sources import find_model
@@ -92,10 +93,12 @@ class ScoringService:
     ) -> None:
         given = {"policy": "-", "reward_ensemble": combine, "trust_remote_code": trust_remote_code}
         options = ModelConfig(name=name, trust_remote_code=trust_remote_code)
+        name, head = split_head(name)
         self.source = find_model(name, registry, role="reward")
         self.bf16 = processes.bf16_by_default() if bf16 is None else bf16
         self.device = processes.start_processes().device
-        model = load_reward_model(self.source, options, **combination(validate(ModelsConfig, given, "--combine")))
+        combined = combination(validate(ModelsConfig, given, "--combine"))
+        model = load_reward_model(self.source, options, head=head, **combined)
         self.model = model.to(self.device).eval()
         switch_off_dropout(self.model)
         self.tokenizer = load_tokenizer(self.source, options)

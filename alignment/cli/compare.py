@@ -21,7 +21,7 @@ from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.evaluation.judge_names import check_judges
 from alignment.evaluation.sides import SideSpec, parse_side, read_sides
-from alignment.models.names import check_name
+from alignment.models.names import check_name, split_head
 from alignment.registry import Registry
 from alignment.terminal import clean, one_line, screen
 from alignment.training.stage import quiet_libraries
@@ -148,7 +148,7 @@ def _check_names(args: argparse.Namespace) -> None:
         if not spec.is_elsewhere:
             check_name(spec.model, registry, "policy")
         if spec.chosen_by is not None:
-            check_name(spec.chosen_by, registry, "reward")
+            check_name(split_head(spec.chosen_by)[0], registry, "reward")
 
 
 def _specs(args: argparse.Namespace) -> list[SideSpec]:

@@ -15,6 +15,7 @@ from alignment.cli.recorded import add_record_options, keep, say_recorded
 from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
+from alignment.models.names import split_head
 from alignment.registry import Registry
 from alignment.registry.manifest import Role
 from alignment.terminal import clean, one_line
@@ -63,7 +64,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example: {called} help-desk-reward pairs.jsonl --out scores.jsonl",
     )
-    parser.add_argument("model", help="a registry reference, folder or hub name")
+    parser.add_argument("model", help="a registry reference, folder or hub name; REF#HEAD: one head of a reward model")
     parser.add_argument("file", nargs="?", help="a data file or folder of any shape with answers")
     parser.add_argument("--out", type=Path, help="a JSON line for each row goes here (.jsonl)")
     parser.add_argument("--format", default="auto", help="the shape of the rows, if their keys do not tell")
@@ -110,7 +111,7 @@ def _check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port {args.port}: expected 0 to 65535")
     if not args.serve:
-        check_model_and_file("alignment score", args.model, args.file, Registry(args.registry), ROLES)
+        check_model_and_file("alignment score", split_head(args.model)[0], args.file, Registry(args.registry), ROLES)
 
 
 def _options(args: argparse.Namespace) -> Any:
@@ -134,7 +135,7 @@ def _score(args: argparse.Namespace) -> dict[str, Any]:
     validate(DataConfig, {"train": args.file, "format": args.format, "columns": columns}, "score")
     processes.start_processes()
     registry = Registry(args.registry)
-    scorer = load_scorer(args.model, registry, _options(args), args.max_length)
+    scorer = load_scorer(args.model, registry, _options(args), args.max_length, several_heads=True)
     job = ScoringJob(args.file, args.format, columns, args.batch_size)
     found = score_file(scorer, job, args.out)
     if not processes.is_main_process():
@@ -164,12 +165,13 @@ def _serve(args: argparse.Namespace) -> int:
 def text_lines(found: Mapping[str, Any]) -> list[str]:
     """The summary in words."""
     kind = "scores by" if found["role"] == "reward" else "log-probabilities under"
-    lines = [f"{found['completions']:,} answers in {found['rows']:,} rows, {kind} {found['model']}"]
-    if "mean" in found:
-        low, high = found["mean_ci"]
-        lines.append(
-            f"score: mean {found['mean']:.4g} ({low:.4g} to {high:.4g}), standard deviation {found['std']:.4g}"
-        )
+    model = found["model"] + (f"#{found['head']}" if "head" in found else "")
+    lines = [f"{found['completions']:,} answers in {found['rows']:,} rows, {kind} {model}"]
+    lines += [
+        f"{name}: mean {each['mean']:.4g} ({each['mean_ci'][0]:.4g} to {each['mean_ci'][1]:.4g}), standard deviation "
+        f"{each['std']:.4g}"
+        for name, each in ({"score": found} if "mean" in found else found.get("heads", {})).items()
+    ]
     for name, words, unit in (
         ("bits_per_byte", "bits per byte", ""),
         ("logprob_per_token", "log-probability per token", " nats"),

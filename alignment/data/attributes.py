@@ -4,7 +4,8 @@ A row of two answers has votes, `{"prompt": ..., "chosen": ..., "rejected": ...,
 "harmless": -2}}`: -3 to 3, above 0 where the first answer (`chosen`, `response_1`) is the better one, 0 for a tie. A
 row of one answer has scores, `{"prompt": ..., "completion": ..., "attributes": {"correctness": 4}}`. Columns named as
 the attributes (HelpSteer's `correctness`) are read as well. A row may leave any of them out, and its judgement of the
-whole.
+whole. A QA-Feedback row has the errors that annotators marked, which judge `relevance`, `factuality` and
+`completeness` (`alignment.data.error_feedback`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alignment.config.sections import Format
+from alignment.data import error_feedback
 from alignment.data.formats import shape_of
 from alignment.data.importers import PassedOver
 from alignment.data.keys import is_empty
@@ -49,7 +51,8 @@ class AttributeReader:
     @property
     def columns(self) -> Collection[str]:
         """Keys of a row that are read beside those of its shape."""
-        return (COLUMN, *self.names)
+        marked = (error_feedback.COLUMN,) if error_feedback.KINDS.keys() & set(self.names) else ()
+        return (COLUMN, *marked, *self.names)
 
     def __call__(self, row: Mapping[str, Any], format: Format = "auto") -> list[Judgement]:
         """The judgements of a row, one for each of the attributes that it judges.
@@ -70,10 +73,38 @@ class AttributeReader:
         judged: list[Judgement] = [replace(each, attribute=OVERALL) for each in own] if whole and not added else []
         if said:
             judged += _on_attributes(own, said, shape_of(rest, format, _SHAPES))
+        others = [name for name, value in given.items() if not is_empty(value)]
+        if not is_empty(rest.get(error_feedback.COLUMN)) and shape_of(rest, format, _SHAPES) == "qa-feedback":
+            judged += self._of_errors(rest, bool(judged))
+            others += error_feedback.KINDS
         self.seen |= dict.fromkeys(each.attribute for each in judged)
         if not judged:
-            raise PassedOver(self._none_of([name for name, value in given.items() if not is_empty(value)]))
+            raise PassedOver(self._none_of(others))
         return judged
+
+    def _of_errors(self, row: Mapping[str, Any], judged: bool) -> list[Judgement]:
+        """A comparison of an answer with the corrected one for each attribute that an annotator marked errors of.
+
+        Args:
+            judged: whether the row judges something else too, so that one without a correction is no bad row.
+        """
+        self.seen |= dict.fromkeys(error_feedback.KINDS)
+        names = [name for name in self.names if name in error_feedback.KINDS]
+        if not names:
+            return []
+        try:
+            pair = error_feedback.read_corrected(row)
+        except PassedOver:
+            if judged:
+                return []
+            raise
+        return [
+            Comparison(
+                pair.prompt, pair.answer, pair.corrected, (vote_of(-min(pair.errors[name], MUCH_BETTER), None),),
+                attribute=name,
+            )
+            for name in names
+        ]  # fmt: skip
 
     def _none_of(self, others: Sequence[str]) -> str:
         """Why a row that judges these attributes alone is passed over."""

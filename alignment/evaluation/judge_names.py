@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.errors import UserError
-from alignment.models.names import check_name
+from alignment.models.names import check_name, split_head
 from alignment.registry import Registry
 
 Metric = Literal["exact", "f1", "chrf"]
@@ -43,7 +43,7 @@ def check_judges(by: Sequence[str], registry: Registry, db: Path | None, judge_m
         if kind == "people" and db is None:
             raise UserError("--by people: name the ratings file, as in --by people --db ratings.db")
         if kind == "reward":
-            check_name(what, registry, "reward")
+            check_name(split_head(what)[0], registry, "reward")
         elif kind == "model" and not what.startswith(("http://", "https://")):
             check_name(what, registry, "policy")
     if judge_model is not None and not judge_model.startswith(("http://", "https://")):

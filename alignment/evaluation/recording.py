@@ -172,8 +172,9 @@ def score_records(registry: Registry, found: Mapping[str, Any]) -> Records:
     votes = {"judge": "votes", "judged_by": "the votes in the file", "is_share": True, "unit": "votes"}
     ratings = {"judge": "ratings", "judged_by": "the ratings in the file", "unit": "answers"}
     own = {"unit": "answers", **ITSELF}
+    mean = f"mean score of {found['head']}" if "head" in found else "mean score"
     known: dict[str, dict[str, Any]] = {
-        "mean": {"figure": "mean score", **own, "judged_by": "itself"},
+        "mean": {"figure": mean, **own, "judged_by": "itself"},
         "bits_per_byte": {"figure": "bits per byte", **own},
         "logprob_per_token": {"figure": "log-probability per token", **own},
         "accuracy": {"figure": "accuracy", **votes},

@@ -27,6 +27,7 @@ from alignment.evaluation.judgments import (
 from alignment.evaluation.reward_functions import FunctionReward
 from alignment.evaluation.scored_rows import ScorableAnswers
 from alignment.evaluation.scorers import Scorer, load_scorer
+from alignment.models.names import split_head
 from alignment.models.sources import find_model
 from alignment.registry import Registry
 from alignment.terminal import one_line, progress
@@ -110,7 +111,7 @@ class ScoreJudge:
 
 
 class RewardModelScorer:
-    """A reward model or an ensemble, from the registry, a folder or the hub.
+    """A reward model, one of its heads (`REF#HEAD`) or an ensemble, from the registry, a folder or the hub.
 
     Args:
         kept: it is called often: the model stays loaded, and no progress is shown.
@@ -119,21 +120,23 @@ class RewardModelScorer:
     def __init__(self, name: str, registry: Registry, batch_size: int = 32, kept: bool = False) -> None:
         self._keeps = kept
         self._kept: Scorer | None = None
-        self._source = find_model(name, registry, role="reward")
+        model, head = split_head(name)
+        source = find_model(model, registry, role="reward")
         self._registry, self._batch_size = registry, batch_size
-        digest = self._source.digest or self._source.as_base().digest
-        self.identity = JudgeIdentity(f"reward={self._source.label}", "reward model", digest)
+        self._name = source.label + ("" if head is None else f"#{head}")
+        digest = source.digest or source.as_base().digest
+        self.identity = JudgeIdentity(f"reward={self._name}", "reward model", digest)
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[SideAnswer]) -> list[float]:
         """An answer that its length limit cut off is scored without an end, as PPO scores it."""
-        scorer = self._kept or load_scorer(self._source.label, self._registry)
+        scorer = self._kept or load_scorer(self._name, self._registry)
         self._kept = scorer if self._keeps else None
         rows = [
             ScorableAnswers(prompt.messages, (answer.text,), cut=() if answer.ended else (0,))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         found: list[float] = []
-        with progress(f"scores of {one_line(self._source.label)}", len(rows), not self._keeps) as line:
+        with progress(f"scores of {one_line(self._name)}", len(rows), not self._keeps) as line:
             for start in range(0, len(rows), self._batch_size):
                 for scored in scorer.score(rows[start : start + self._batch_size]):
                     if "error" in scored:

@@ -24,6 +24,7 @@ from alignment.evaluation.scored_rows import ScorableAnswers, untrained
 from alignment.models.ensembles import RewardEnsemble, disagreement, is_ensemble, load_reward_model
 from alignment.models.forward import body_and_head, eval_mode, options_of, token_logprobs
 from alignment.models.lengths import positions
+from alignment.models.names import split_head
 from alignment.models.policies import load_policy
 from alignment.models.same_tokenizer import PROBE
 from alignment.models.scalar import ScalarModel
@@ -84,27 +85,34 @@ def load_scorer(
     registry: Registry,
     options: ModelConfig | None = None,
     max_length: int | None = None,
+    several_heads: bool = False,
 ) -> Scorer:
     """The scorer of a registry reference, folder or hub name, on this process's device.
 
     Args:
+        name: of a reward model with several heads also `REF#HEAD`.
         options: dtype, template and the like.
         max_length: tokens of a prompt with its answer; by default those that a reward model was trained with, and the
             positions that the model has.
+        several_heads: the caller knows what to do with a score of each head.
 
     Raises:
         RegistryError, ModelError, TemplateError: it cannot be had.
     """
+    name, head = split_head(name)
     source = find_model(name, registry, role=("reward", "policy", "value"))
     options = options or ModelConfig(name=name)
     role = role_of(source, registry)
+    if role != "reward" and head is not None:
+        raise ModelError(f"{source.label}: a policy, which has no head {head!a}; leave #{head} out")
     tokenizer = load_tokenizer(source, options)
     limit = max_length or (_trained_length(source, registry) if role == "reward" else None)
     known = positions(source.config_path, options.trust_remote_code)
     if known is not None:
         limit = known[0] if limit is None or (limit > known[0] and not known[1]) else limit
     if role == "reward":
-        return RewardScorer(source, load_reward_model(source, options), tokenizer, limit)
+        model = load_reward_model(source, options, several_heads=several_heads, head=head)
+        return RewardScorer(source, model, tokenizer, limit, head)
     return PolicyScorer(source, load_policy(source, options), tokenizer, limit)
 
 
@@ -130,7 +138,7 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int = TOKENS_AT_ONCE) 
 
 
 class RewardScorer:
-    """Scores of answers through their end token, by a reward model or an ensemble."""
+    """Scores of answers through their end token, by a reward model or an ensemble; of several heads a column each."""
 
     role: Role = "reward"
 
@@ -140,10 +148,12 @@ class RewardScorer:
         model: ScalarModel | RewardEnsemble,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int | None,
+        head: str | None = None,
     ) -> None:
-        self.source, self.tokenizer, self.max_length = source, tokenizer, max_length
+        self.source, self.tokenizer, self.max_length, self.head = source, tokenizer, max_length, head
         self.device = start_processes().device
         self.model = model.to(self.device).eval()
+        self.heads = model.heads if isinstance(model, ScalarModel) else ()
 
     def score(self, batch: Sequence[ScorableAnswers]) -> list[dict[str, Any]]:
         lines: list[dict[str, Any]] = [{} for _ in batch]
@@ -163,7 +173,11 @@ class RewardScorer:
             rows += encoded
             owners += [number] * len(encoded)
         for number, (score, spread, length) in zip(owners, self._scores(rows), strict=True):
-            lines[number].setdefault("scores", []).append(score)
+            if isinstance(score, list):
+                for name, value in zip(self.heads, score, strict=True):
+                    lines[number].setdefault(f"scores/{name}", []).append(value)
+            else:
+                lines[number].setdefault("scores", []).append(score)
             lines[number].setdefault("tokens", []).append(length)
             if spread is not None:
                 lines[number].setdefault("disagreement", []).append(spread)
@@ -185,8 +199,8 @@ class RewardScorer:
         return None if shorter is None else encode(shorter)
 
     @torch.no_grad()
-    def _scores(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float | None, int]]:
-        found: list[tuple[float, float | None, int]] = [(math.nan, None, 0)] * len(rows)
+    def _scores(self, rows: Sequence[Sequence[int]]) -> list[tuple[float | list[float], float | None, int]]:
+        found: list[tuple[float | list[float], float | None, int]] = [(math.nan, None, 0)] * len(rows)
         for places in batches_by_length([len(row) for row in rows]):
             ids, mask = pad_rows([rows[place] for place in places], self.tokenizer.pad_token_id, "right")
             ids, mask = ids.to(self.device), mask.to(self.device)

@@ -93,7 +93,7 @@ def _about(scorer: Scorer, job: ScoringJob) -> dict[str, Any]:
         "columns": dict(job.columns or {}),
         "batch_size": job.batch_size,
         "max_length": getattr(scorer, "max_length", None),
-    }
+    } | ({} if (head := getattr(scorer, "head", None)) is None else {"head": head})
 
 
 def _new_lines(scorer: Scorer, job: ScoringJob, done: int, output: _Output) -> Iterator[dict[str, Any]]:
@@ -291,25 +291,27 @@ def summary(lines: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> dic
         reason = bad[0] if bad else f"{name}: no row has an answer to score"
         raise DataError(f"{reason}; nothing was scored" + (f" ({len(bad)} such rows)" if len(bad) > 1 else ""))
     key = "scores" if about["role"] == "reward" else "logprobs"
-    values = np.array([value for line in scored for value in line[key]])
+    heads = [name for name in scored[0] if name.startswith("scores/")]
     found: dict[str, Any] = {
-        **{name: about[name] for name in ("model", "digest", "role", "data")},
+        **{name: about[name] for name in ("model", "digest", "head", "role", "data") if name in about},
         "rows": len(rows),
-        "completions": len(values),
+        "completions": sum(len(line["tokens"]) for line in scored),
         "not_scored": len(bad),
         "skipped": skipped,
         "first_problem": bad[0] if bad else None,
     }
-    if key == "scores":
-        found |= {"mean": float(values.mean()), "std": float(values.std()), "mean_ci": _mean_interval(scored)}
-    else:
-        found |= _text_figures(scored)
+    if heads:
+        return found | {"heads": {name.partition("/")[2]: _score_figures(scored, name) for name in heads}}
+    found |= _score_figures(scored, key) if key == "scores" else _text_figures(scored)
     return found | _agreement_figures(scored, key)
 
 
-def _mean_interval(scored: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    sums, counts = (np.array([float(part(line["scores"])) for line in scored]) for part in (sum, len))
-    return bootstrap_sums((sums, counts), lambda a, b: a / b, [line["prompt_id"] for line in scored])["ci"]
+def _score_figures(scored: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Mean with its interval, and standard deviation of a column of scores."""
+    values = np.array([value for line in scored for value in line[key]])
+    sums, counts = (np.array([float(part(line[key])) for line in scored]) for part in (sum, len))
+    interval = bootstrap_sums((sums, counts), lambda a, b: a / b, [line["prompt_id"] for line in scored])["ci"]
+    return {"mean": float(values.mean()), "std": float(values.std()), "mean_ci": interval}
 
 
 def _text_figures(scored: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

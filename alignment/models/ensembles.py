@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError
 from alignment.models import adapters
+from alignment.models.heads import take_head
 from alignment.models.names import ENSEMBLE
 from alignment.models.scalar import (
     Bias,
@@ -123,11 +124,13 @@ def load_reward_model(
     combine: Combine = "mean",
     std_coefficient: float = 1.0,
     several_heads: bool = False,
+    head: str | None = None,
 ) -> ScalarModel | RewardEnsemble:
     """A trained reward model, or all members of an ensemble.
 
     Args:
         several_heads: the caller knows what to do with several scores of an answer.
+        head: the one that is meant, or weights of all (`alignment.models.heads`).
 
     Raises:
         ModelError, AdapterError: see `load_scalar_model`; a member that is missing or does not fit; a model has
@@ -135,12 +138,17 @@ def load_reward_model(
     """
     if not is_ensemble(source):
         scalar = load_scalar_model(source, config, trained=True)
+        if head is not None:
+            return take_head(scalar, head, source.label)
         if scalar.heads and not several_heads:
             raise ModelError(
                 f"{source.label}: a reward model with a score for each of {', '.join(scalar.heads)}, where one score "
-                "is needed; name one that was trained without reward.attributes, or with one name in it"
+                f"is needed; alignment score, a judge and chosen_by take a head, as {source.label}#{scalar.heads[0]}; "
+                "elsewhere name a model that was trained without reward.attributes"
             )
         return scalar
+    if head is not None:
+        raise ModelError(f"{source.label}: several reward models in one, with one score; leave #{head} out")
     record = _record(source)
     size = record["members"]
     if source.base is None:
@@ -153,8 +161,8 @@ def load_reward_model(
         for number in range(size):
             name = member_name(number)
             adapted = adapters.put_on(adapted or body.model, str(Path(source.path) / name), name=name)
-            head = body.model.score.modules_to_save[name]
-            head.score_bias += float(record["score_bias"][number])
+            adapter_head = body.model.score.modules_to_save[name]
+            adapter_head.score_bias += float(record["score_bias"][number])
     in_dtype(body, config)
     return RewardEnsemble([body], size, adapted, combine, std_coefficient)
 

@@ -15,6 +15,12 @@ ENSEMBLE = "ensemble.json"
 """Describes the members of an ensemble (`alignment.models.ensembles`)."""
 
 
+def split_head(name: str) -> tuple[str, str | None]:
+    """A reward model's name, and which of its heads is meant: `REF#HEAD` (`alignment.models.heads`); None: no head."""
+    model, mark, head = name.rpartition("#")
+    return (name, None) if not mark or Path(name).expanduser().is_dir() else (model, head)
+
+
 def check_name(name: str, registry: Registry, role: Role | Sequence[Role]) -> None:
     """Refuse what is neither a registry reference of this role, nor a model's folder, nor a hub name.
 

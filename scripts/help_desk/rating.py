@@ -14,6 +14,8 @@ JUDGED_SHARE = 0.5
 """Fraction of the pairs that all of `JUDGES` rate. The held-out reward model may be worse than the one it evaluates,
 but its errors must be on other pairs."""
 
+ON_PAIR_SCALE = {"left": 1, "right": -1, "tie": 0}
+
 
 def rate(store: RatingsStore, seed: int, shuffle: bool = False) -> tuple[int, int]:
     """Rate all pairs by `LABELERS` for the reward model, then some of them by `JUDGES` for the held-out one.
@@ -51,9 +53,15 @@ def take_turns(
     gold: Mapping[int, tuple[float, ...]],
     rng: random.Random,
     most: int | None = None,
+    asked: Mapping[str, Mapping[int, tuple[float, ...]]] | None = None,
 ) -> int:
     """Let the labelers claim and answer in turns until no item is left, or until there are `most` answers; returns the
-    number of answers."""
+    number of answers.
+
+    Args:
+        gold: scores of each item's completions, by which labelers choose.
+        asked: the same for each attribute that the questions ask about, on the pair scale.
+    """
     count, working = 0, list(labelers)
     while working:
         for labeler in list(working):
@@ -63,7 +71,12 @@ def take_turns(
             if assignment is None:
                 working.remove(labeler)
                 continue
-            left, right = (gold[assignment.item][index] for index in assignment.order_shown)
-            store.submit(assignment, choose(labeler, left, right, rng), seconds=0.0)
+            first, second = assignment.order_shown
+            choice, *answered = (
+                choose(labeler, scores[assignment.item][first], scores[assignment.item][second], rng)
+                for scores in (gold, *(asked or {}).values())
+            )
+            values = dict(zip(asked or {}, map(ON_PAIR_SCALE.__getitem__, answered), strict=True))
+            store.submit(assignment, choice, seconds=0.0, answers={"attributes": values} if values else None)
             count += 1
     return count

@@ -19,7 +19,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,13 @@ def ppo_config(cell: Cell) -> Any:
     )  # fmt: skip
 
 
-def run(cell: Cell) -> Iterator[dict[str, Any]]:
-    """Yield a row for each evaluation during one PPO run."""
+def make_loop(config: Any, held_out_prompts: int, change: Callable[[Any], None] = lambda models: None) -> Any:
+    """The loop of a PPO run that writes no journal.
+
+    Args:
+        change: changes the loaded models in place.
+    """
     import torch
-    from help_desk.gold import gold_score
 
     from alignment.data.parsing import to_prompts
     from alignment.data.reading import train_and_eval
@@ -147,30 +150,40 @@ def run(cell: Cell) -> Iterator[dict[str, Any]]:
     from alignment.runs.journal import Journal
     from ppo.loading import find_models, load_models
     from ppo.loop import Loop
-    from ppo.prompts import encode_prompts, prompt_batches, prompt_limit
-    from ppo.reward_model import RewardModel
+    from ppo.prompts import encode_prompts, prompt_limit
 
-    config = ppo_config(cell)
     prompts, held_out = train_and_eval(config.data, to_prompts)
-    torch.manual_seed(cell.seed)
+    torch.manual_seed(config.training.seed)
     models = load_models(config, find_models(config, Registry()))
-    assert models.reward is not None
-    if cell.combine == "one":
-        models.reward = RewardModel(models.reward.members[:1], packed=models.reward.packed)
-    accelerator = processes.make_accelerator()
-    journal = Journal(Path("unused"), enabled=False)
+    change(models)
     encoded, encoded_held_out = (
         encode_prompts(each, models.tokenizer, prompt_limit(config), config.data.too_long)[0]
-        for each in (prompts.items, held_out.items[:HELD_OUT])
+        for each in (prompts.items, held_out.items[:held_out_prompts])
     )
-    loop = Loop(config, models, accelerator, journal, encoded, encoded_held_out)
+    journal = Journal(Path("unused"), enabled=False)
+    return Loop(config, models, processes.make_accelerator(), journal, encoded, encoded_held_out)
+
+
+def run(cell: Cell) -> Iterator[dict[str, Any]]:
+    """Yield a row for each evaluation during one PPO run."""
+    from help_desk.gold import gold_score
+
+    from ppo.prompts import prompt_batches
+    from ppo.reward_model import RewardModel
+
+    def one_member(models: Any) -> None:
+        if cell.combine == "one":
+            models.reward = RewardModel(models.reward.members[:1], packed=models.reward.packed)
+
+    config = ppo_config(cell)
+    loop = make_loop(config, HELD_OUT, one_member)
     batches = prompt_batches(len(loop.prompts), config.rollout.batch_size, cell.seed)
     for step in range(STEPS + 1):
         if step % EVERY == 0:
             judged = loop.evaluation.answer(step)
             gold = [
                 gold_score(prompt.columns["fact"], text.strip(), ended).total
-                for (prompt, _), text, ended in zip(encoded_held_out, judged.texts, judged.ended, strict=True)
+                for (prompt, _), text, ended in zip(loop.evaluation.prompts, judged.texts, judged.ended, strict=True)
             ]
             yield {
                 **asdict(cell), "step": step,

@@ -16,6 +16,7 @@ from test_two_processes import SCRATCH, TOPICS, turn
 
 from alignment.registry import Registry
 
+HEADS = ("on_floor", "brief")
 HERE = Path(__file__).resolve().parent
 TRAINING = {
     "num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 3, "save_steps": 2,
@@ -31,6 +32,12 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sft-adalora": {"model": {"name": "base", "method": "adalora"}, "training": TRAINING},
     "reward": {"model": {"name": "base"}, "training": TRAINING},
     "reward-members": {"model": {"name": "base", **LORA}, "training": {**TRAINING, "members": 2, "max_steps": 7}},
+    "reward-heads": {
+        "model": {"name": "base"},
+        "data": {"train": "heads.jsonl", "eval_share": 0.25, "max_length": 96},
+        "reward": {"attributes": HEADS, "demonstrations": "sft.jsonl"},
+        "training": TRAINING,
+    },
     "ppo": {
         "model": {"policy": "base", "reward": "judge"},
         "rollout": {"batch_size": 8, "max_new_tokens": 6, "num_generations": 2},
@@ -42,6 +49,15 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "ppo-lora": {
         "model": {"policy": "base", "reward": "judge", "method": "lora", "value": "trunk"},
         "rollout": {"batch_size": 8, "max_new_tokens": 6},
+        "ppo": {"num_epochs": 2, "num_minibatches": 2},
+        "training": {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 2, "eval_steps": 2},
+    },
+    "ppo-bound": {
+        "model": {
+            "policy": "base", "reward": "judge-heads", "reward_weights": {"on_floor": 1.0, "brief": 0.0},
+        },
+        "rollout": {"batch_size": 8, "max_new_tokens": 6},
+        "rewards": {"constraints": {"brief": ">= 0.1"}},
         "ppo": {"num_epochs": 2, "num_minibatches": 2},
         "training": {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 2, "eval_steps": 2},
     },
@@ -107,11 +123,16 @@ def build_house(folder: Path, run: Any) -> None:
     write(folder / "sft.jsonl", [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in asked])
     write(folder / "reward.jsonl", [{"prompt": q, "chosen": a, "rejected": "No."} for q, a in asked])
     write(folder / "ppo.jsonl", [{"prompt": q} for q in questions])
+    judged = [{"on_floor": 2, "brief": -(n % 3)} for n in range(16)]
+    pairs = zip(questions, answers, judged, strict=True)
+    write(folder / "heads.jsonl", [{"prompt": q, "chosen": a, "rejected": "No.", "attributes": j} for q, a, j in pairs])
     training = {"max_steps": 3, "learning_rate": 1e-2}
     sections = {"model": {"name": "scratch:llama", "scratch": SCRATCH}, "training": training}
     assert run(folder, "sft", [configure(folder, "base", "sft", sections)]) == 0, (folder / "log.txt").read_text()
     sections = {"model": {"name": "base"}, "training": training}
     assert run(folder, "reward", [configure(folder, "judge", "reward", sections)]) == 0
+    sections = {**SECTIONS["reward-heads"], "training": training}
+    assert run(folder, "reward", [configure(folder, "judge-heads", "reward", sections)]) == 0
 
 
 def configure(folder: Path, name: str, stage: str, sections: dict[str, Any]) -> str:

@@ -76,6 +76,12 @@ MERGED = {"model": {"policy": "base-lora", "reward": "judge-lora"}}
 ACCUMULATED = {"training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}}
 CHECKPOINTED = {"training": {"gradient_checkpointing": True}}
 BF16 = {"training": {"bf16": True}}
+HEADS = ("on_floor", "brief")
+TWO_HEADS = {"data": {"train": "heads.jsonl"}, "reward": {"attributes": HEADS, "demonstrations": "sft.jsonl"}}
+BOUND = {
+    "model": {"reward": "judge-heads", "reward_weights": {"on_floor": 1.0, "brief": 0.0}},
+    "rewards": {"constraints": {"brief": ">= 0.1"}},
+}
 BEST = {"data": {"eval_share": 0.2}, "training": {"eval_steps": 2, "ema_decay": 0.8}}
 ROUNDED = {"loss": 0.02, "tensor": 0.3}
 """DeepSpeed rounds the weights to bfloat16, autocast on one process the arithmetic alone."""
@@ -91,9 +97,11 @@ MATRIX = {
     "reward full": Case("reward", "full"),
     "reward lora": Case("reward", "lora"),
     "reward head": Case("reward", "head"),
+    "reward heads": Case("reward", "full", TWO_HEADS),
     "ppo full": Case("ppo", "full"),
     "ppo lora": Case("ppo", "lora", LORA),
     "ppo shared": Case("ppo", "lora", SHARED),
+    "ppo heads, bound": Case("ppo", "full", BOUND),
 }
 MORE = {
     "sft full, accumulated": Case("sft", "full", ACCUMULATED),
@@ -155,6 +163,11 @@ def house(tmp_path_factory, forks):
         "sft": [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in asked],
         "reward": [{"prompt": q, "chosen": a, "rejected": answers[n - 7]} for n, (q, a) in enumerate(asked)],
         "ppo": [{"prompt": q} for q in questions],
+        "heads": [
+            {"prompt": q, "response_1": a, "response_2": answers[n - 7], "attributes": judged}
+            for n, (q, a) in enumerate(asked)
+            for judged in [{"on_floor": 2, "brief": (len(a) < len(answers[n - 7])) - (n % 3)}]
+        ],
     }
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -163,6 +176,7 @@ def house(tmp_path_factory, forks):
     start(folder, "judge", Case("reward", "full", short), forks)
     start(folder, "judge-lora", Case("reward", "lora", short), forks)
     start(folder, "base-lora", Case("sft", "lora", short), forks)
+    start(folder, "judge-heads", Case("reward", "full", {**short, **TWO_HEADS}), forks)
     return folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_reward_heads import HEADS, batch, judged, trained  # noqa: F401 - a fixture among them
+from test_reward_heads import HEADS, batch, judged, texts, trained  # noqa: F401 - a fixture among them
 from test_reward_stage import _here, house, run  # noqa: F401 - fixtures among them
 
 import ppo.train
@@ -18,6 +18,7 @@ from ppo.config import ModelsConfig, PPOStageConfig
 from ppo.critic import load_separate_critic, reward_adapter_critic
 from ppo.options import how_to_load
 from ppo.plan import plan
+from ppo.scoring_service import ScoringService, parse
 
 WEIGHTS = {"agreeing": 1.0, "polite": 0.5}
 
@@ -105,6 +106,23 @@ def test_a_model_with_one_score_takes_no_weights(judged):  # noqa: F811
     trained("one-head", reward={"attributes": [HEADS[0]]})
     with pytest.raises(ModelError, match="one-head@v1 has one score; take it out"):
         plan(validate(PPOStageConfig, settings("single", WEIGHTS, {"reward": "one-head"}), "test"), 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_scoring_service_takes_a_head_or_a_sum(judged, packing):  # noqa: F811
+    with torch.enable_grad():
+        source = trained("heads-full")
+    with pytest.raises(ModelError, match="where one score is needed"):
+        ScoringService("heads-full", Registry("registry"))
+    rows = judged[:4]
+    answers = [text for row in rows for text in texts(row)]
+    asked = {"prompts": [row["prompt"] for row in rows for _ in range(2)], "responses": answers}
+    expected = load_reward_model(source, several_heads=True).eval().score(*batch(source, rows))
+    for name, weights in (("polite", [0.0, 1.0]), ("agreeing=1,polite=0.5", [1.0, 0.5])):
+        service = ScoringService(f"heads-full#{name}", Registry("registry"), packing=packing)
+        scores = service.score(parse(json.dumps(asked).encode()))
+        torch.testing.assert_close(torch.tensor(scores), expected @ torch.tensor(weights), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from alignment.models.methods import METHODS
 from alignment.registry import Registry
 
-UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8}
+UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8, "ppo-bound": 8}
 """Optimizer steps between two checkpoints on one process; of the others 2."""
 
 
@@ -66,7 +66,10 @@ def test_an_epoch_that_is_not_the_first_goes_on_in_its_order(house, forks):
     killed_and_resumed(house, "sft-second-epoch", [10, 2], killing(house, forks), SECTIONS["sft-padded"])
 
 
-@pytest.mark.parametrize("name", list(SECTIONS))
+ON_ONE = [pytest.param(name, marks=[pytest.mark.slow] * (name == "reward-heads")) for name in SECTIONS]
+
+
+@pytest.mark.parametrize("name", ON_ONE)
 def test_killed_and_resumed_on_one_process_ends_as_if_nothing_had_happened(house, forks, name):
     killed_and_resumed(house, name, kills_of(name, 5), killing(house, forks))
 
@@ -90,17 +93,27 @@ def resumed_on_two(house: Path, name: str, zero_stage: int, call: Any, calls_per
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-heads", "ppo"])
 def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
     # ZeRO steps each parameter group by itself
     resumed_on_two(house, name, 2, two_forks, calls_per_step=1 if name == "sft" else 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft-padded", "reward", "ppo", "ppo-lora"])
+@pytest.mark.parametrize("name", ["sft-padded", "reward", "reward-heads", "ppo", "ppo-lora"])
 def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
     zero3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
     resumed_on_two(house, name, 3, forks_of(zero3), calls_per_step=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_the_multiplier_of_a_bound_comes_back_on_two_processes(house, forks_of, zero_stage):
+    launch_file = launching.ROOT / "configs" / "accelerate" / f"zero{zero_stage}.yaml"
+    resumed_on_two(house, "ppo-bound", zero_stage, forks_of(launch_file), calls_per_step=2)
+    lines = (house / "runs" / f"ppo-bound-zero{zero_stage}-killed" / "metrics.jsonl").read_text().splitlines()
+    multipliers = [row["multiplier/brief"] for row in map(json.loads, lines) if "multiplier/brief" in row]
+    assert len(multipliers) == len(set(multipliers)) == 12
 
 
 def changed_and_resumed(house: Path, name: str, start: Any, kill_at: int, run: str) -> None:

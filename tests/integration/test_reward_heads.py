@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,14 @@ from typer.testing import CliRunner
 import reward.train
 from alignment.cli.main import app
 from alignment.data.reading import DataError
+from alignment.data.records import Prompt
 from alignment.errors import ConfigError, ModelError
+from alignment.evaluation.answers import SideAnswer
+from alignment.evaluation.judge_names import check_judges
+from alignment.evaluation.score_judges import RewardModelScorer
+from alignment.evaluation.scorers import load_scorer
 from alignment.models.ensembles import load_reward_model
+from alignment.models.names import split_head
 from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
@@ -24,6 +31,7 @@ from alignment.tensors import pad_rows
 from reward.config import RewardStageConfig
 
 HEADS = ["agreeing", "polite"]
+ASKED = Prompt(({"role": "user", "content": "Hi"},))
 
 
 def texts(row):
@@ -144,9 +152,76 @@ def test_where_one_score_is_needed_a_model_of_several_is_refused(judged):
     trained("heads-full")
     with pytest.raises(ModelError, match="a score for each of agreeing, polite, where one score is needed"):
         load_reward_model(find_model("heads-full", Registry("registry"), role="reward"))
-    asked = ["score", "heads-full", "pairs.jsonl", "--registry", "registry"]
-    result = CliRunner().invoke(app, asked)
-    assert result.exit_code == 2 and "where one score is needed" in result.output
+    with pytest.raises(ModelError, match="a judge and chosen_by take a head, as heads-full@v1#agreeing"):
+        RewardModelScorer("heads-full", Registry("registry")).scores([ASKED], [SideAnswer("Yes!")])
+
+
+def scored(*names, tmp_path):
+    """The lines that `alignment score` writes, by model, and what it says."""
+    found = {}
+    for name in names:
+        out = tmp_path / "scores.jsonl"
+        asked = ["score", name, "pairs.jsonl", "--registry", "registry", "--no-record", "--json", "--out", str(out)]
+        result = CliRunner().invoke(app, asked)
+        assert result.exit_code == 0, result.output
+        found[name] = ([json.loads(line) for line in out.read_text().splitlines()], json.loads(result.stdout))
+        for file in tmp_path.glob("scores.jsonl*"):
+            file.unlink()
+    return found
+
+
+@pytest.mark.parametrize("name", ["heads-full", "heads-lora"])
+def test_score_has_a_column_for_each_head_and_takes_one_or_a_sum(judged, name, tmp_path):
+    lora = {"model": {"name": "sft", "method": "lora"}, "training": {"learning_rate": 1e-2}}
+    source = trained(name, **({} if name == "heads-full" else lora))
+    one, weighted = f"{name}#polite", f"{name}#polite=-0.5,agreeing=2"
+    found = scored(name, one, weighted, tmp_path=tmp_path)
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    with torch.no_grad():
+        expected = load_reward_model(source, several_heads=True).eval().score(*batch(source, rows))
+    lines, told = found[name]
+    assert "scores" not in lines[0] and "mean" not in told and told["heads"].keys() == set(HEADS)
+    columns = torch.tensor([[line[f"scores/{head}"] for head in HEADS] for line in lines]).transpose(1, 2)
+    torch.testing.assert_close(columns.reshape(-1, 2), expected, atol=1e-4, rtol=1e-4)
+    for asked, by_hand in ((one, expected[:, 1]), (weighted, 2 * expected[:, 0] - 0.5 * expected[:, 1])):
+        lines, told = found[asked]
+        scores = torch.tensor([line["scores"] for line in lines]).reshape(-1)
+        torch.testing.assert_close(scores, by_hand, atol=1e-4, rtol=1e-4)
+        assert told["head"] == asked.partition("#")[2] and told["mean"] == pytest.approx(float(scores.mean()), abs=1e-6)
+    assert found[name][1]["heads"]["polite"]["mean"] == pytest.approx(found[one][1]["mean"], abs=1e-6)
+
+
+def test_a_judge_takes_a_head_and_names_it(judged):
+    source = trained("heads-full")
+    judge = RewardModelScorer("heads-full#polite", Registry("registry"))
+    assert judge.identity.name == "reward=heads-full@v1#polite" and judge.identity.digest == source.digest
+    (score,) = judge.scores([ASKED], [SideAnswer("Yes!")])
+    with torch.no_grad():
+        model = load_reward_model(source, several_heads=True).eval()
+        row = {"prompt": "Hi", "chosen": "Yes!", "rejected": "Yes!"}
+        assert score == pytest.approx(float(model.score(*batch(source, [row]))[0, 1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("heads-full#polit", r"heads-full@v1#polit: there is no head 'polit'; it has agreeing, polite; did you mean 'pol"),
+    ("heads-full#polite=much", "expected a head, or weights as agreeing=1,polite=1"),
+    ("heads-full#polite=inf", "expected a head, or weights"),
+    ("one#polite", r"one@v1: a reward model with one score, and no head 'polite'; leave #polite out"),
+    ("sft#polite", "a policy, which has no head 'polite'"),
+])  # fmt: skip
+def test_a_head_that_a_model_has_not_is_refused(judged, name, said):
+    trained("heads-full")
+    trained("one", reward={"attributes": ["overall"]})
+    with pytest.raises(ModelError, match=said):
+        load_scorer(name, Registry("registry"), several_heads=True)
+
+
+def test_a_name_with_a_head_is_checked_without_it(judged):
+    trained("heads-full")
+    check_judges(["reward=heads-full#polite"], Registry("registry"), None, None)
+    assert split_head("a#b=1,c=2") == ("a", "b=1,c=2") and split_head("a") == ("a", None)
+    Path("with#sign").mkdir(exist_ok=True)
+    assert split_head("with#sign") == ("with#sign", None)
 
 
 @torch.no_grad()
@@ -166,6 +241,76 @@ def test_an_exported_adapter_has_its_heads(judged, flags, tmp_path):
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
+KINDS = ["relevance", "factuality", "completeness"]
+SHARED = Path(os.environ.get("ALIGNMENT_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data")
+
+
+def marked_rows(published):
+    """Rows in QA-Feedback's shape: those of the data set with the shortest answers, or made-up ones."""
+    if published:
+        if not (SHARED / "qa-feedback" / "feedback.json").exists():
+            pytest.skip("no qa-feedback; name the folder of published data in ALIGNMENT_TEST_DATA")
+        rows = json.loads((SHARED / "qa-feedback" / "feedback.json").read_text())
+        rows.sort(key=lambda row: len(row["prediction 1"]) + len(row["feedback"]["corrected-prediction"]))
+        return [{**row, "passages": []} for row in rows[:80]]
+    rows = []
+    for number in range(40):
+        kinds = [["Irrelevant"], ["Wrong-Grounding"], []][number % 3]
+        missing = [{"error type": "Missing-Answer"}] * (number % 2 if kinds else 1)
+        errors = [{"error type": kind, "start": 0, "end": 3, "explanation": ""} for kind in kinds]
+        answer = f"Yes{' I like tea' * (number % 3 == 0)}{' ten' * (number % 3 == 1)}."
+        feedback = {"errors": errors, "missing-info": missing, "corrected-prediction": f"Yes, floor {number}."}
+        row = {"question": f"Which floor, {number}?", "passages": [], "preference": [1], "feedback": feedback}
+        rows.append(row | {"prediction 1": answer, "prediction 2": "No."})
+    return rows
+
+
+def in_helpsteer_form(rows):
+    """A row for each answer, with a column from 0 to 4 for each attribute: 4 less the errors that were marked."""
+    found = []
+    for row in rows:
+        feedback = row["feedback"]
+        kinds = [error["error type"] for key in ("errors", "missing-info") for error in feedback[key]]
+        corrected = feedback["corrected-prediction"]
+        if corrected.strip() in ("", row["prediction 1"].strip()):
+            continue
+        errors = dict(zip(KINDS, (
+            sum(kind in ("Irrelevant", "Redundant", "Incoherent") for kind in kinds),
+            sum(kind in ("Unverifiable", "Wrong-Grounding") for kind in kinds),
+            sum(kind.startswith("Missing") for kind in kinds),
+        ), strict=True))  # fmt: skip
+        for text, counts in ((row["prediction 1"], errors), (corrected, dict.fromkeys(KINDS, 0))):
+            columns = {name: 4 - min(4, count) for name, count in counts.items()}
+            found.append({"prompt": row["question"], "response": text, "helpfulness": min(columns.values()), **columns})
+    return found
+
+
+@pytest.mark.parametrize("published", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_heads_learn_from_marked_errors_in_both_forms(judged, published):
+    rows = marked_rows(published)
+    forms = {"feedback": rows, "helpsteer": in_helpsteer_form(rows)}
+    decided = {}
+    for form, given in forms.items():
+        name = f"marked-{form}-{'published' if published else 'made-up'}"
+        write(Path(f"{name}.jsonl"), given)
+        data = {"train": f"{name}.jsonl", "max_length": 512}
+        source = trained(name, data=data, reward={"attributes": KINDS}, training={"max_steps": 10})
+        pairs = [{"prompt": row["question"], "chosen": row["prediction 1"], "rejected": "No."} for row in rows[:30]]
+        ids, mask = batch(source, pairs)
+        with torch.no_grad():
+            scores = load_reward_model(source, several_heads=True).eval().score(ids, mask)
+            logits = plain(source)(input_ids=ids, attention_mask=mask).logits
+        assert scores.shape[1] == 3 and scores.std(0).min() > 0
+        torch.testing.assert_close(scores, logits - offsets(source), atol=1e-5, rtol=1e-5)
+        held_out = [json.loads(line) for line in Path(f"runs/{name}/eval_pairs.jsonl").read_text().splitlines()]
+        decided[form] = {
+            (row["attribute"], row["second" if row["votes"]["second"] else "first"])
+            for row in held_out if row["votes"]["second"] + row["votes"]["first"]
+        }  # fmt: skip
+    assert decided["feedback"] and {name for name, _ in decided["feedback"]} == set(KINDS)
+    assert decided["feedback"] == decided["helpsteer"]  # the same corrected answers are better in the same attributes
+
+
 def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
     with pytest.raises(
         DataError, match=r"judges none of reward.attributes, but agreeing, polite; did you mean 'polite'"
@@ -178,8 +323,7 @@ def test_a_head_that_nothing_judges_is_refused_with_the_nearest(judged):
 
 
 def test_the_whole_is_an_attribute_too_and_one_head_is_a_plain_reward_model(judged):
-    run(reward.train.train, RewardStageConfig, heads_settings("one", reward={"attributes": ["overall"]}))
-    source = find_model("one", Registry("registry"), role="reward")
+    source = trained("one", reward={"attributes": ["overall"]})
     assert load_reward_model(source).heads == ()
     whole = [row for row in judged if "chosen" in row]
     assert events("one")["data"]["pairs"] + events("one")["data"]["held_out"] == len(whole)

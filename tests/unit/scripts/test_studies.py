@@ -18,7 +18,9 @@ def test_the_door_runs_a_study_and_names_them_all():
 
     shown = run("overoptimisation", "--help")
     assert shown.returncode == 0 and "usage: study.py overoptimisation" in shown.stdout
-    studies = "influence, intervals, length_bias, overoptimisation, real_model, selection, stopping, warm_critic"
+    studies = (
+        "influence, intervals, length_bias, overoptimisation, real_model, selection, stopping, two_heads, warm_critic"
+    )
     assert studies in run("--help").stdout
     wrong = run("length-bias")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)

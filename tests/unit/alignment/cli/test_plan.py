@@ -111,11 +111,12 @@ def test_one_gpu_is_launched_without_a_launcher_and_nodes_with_all_they_need():
 
 
 def test_what_does_not_fit_says_what_would():
-    found = plan(recipe("ppo", "8b"), "--gpus", 2, "--memory", "24GB", "model.value=separate")
+    changes = ("model.value=separate", "model.offload=false")
+    found = plan(recipe("ppo", "8b"), "--gpus", 2, "--memory", "40GB", *changes)
     assert found["launch"] is None
     notes = "\n".join(found["notes"])
     assert re.search(r"zero3 fits on \d+ GPUs", notes)
-    assert "nothing fits" in run(recipe("ppo", "8b"), "--gpus", 2, "--memory", "24GB", "model.value=separate").stdout
+    assert "nothing fits" in run(recipe("ppo", "8b"), "--gpus", 2, "--memory", "40GB", *changes).stdout
 
 
 def test_a_longer_context_and_a_larger_batch_take_more():
