@@ -14,6 +14,7 @@ import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from torch import Tensor, nn
 
+from alignment.distributed import fsdp
 from alignment.distributed.processes import is_main_process, process_index, world_size
 
 
@@ -96,8 +97,8 @@ def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def local_shard(parameter: Any) -> Tensor:
-    """This rank's flat shard of a parameter under ZeRO-3, otherwise the full parameter."""
-    shard: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
+    """This rank's shard of a parameter, flat under ZeRO-3; the full parameter where it is not sharded."""
+    shard: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else fsdp.local(parameter.data)
     return shard
 
 

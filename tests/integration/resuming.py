@@ -80,7 +80,7 @@ def plain_ranks(count: int) -> list[dict[str, str]]:
 def launched_ranks(launch_file: Path, count: int = 2) -> list[dict[str, str]]:
     """The environment that `accelerate launch` with a file makes for each of so many processes, without the launch."""
     from accelerate.commands import launch
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     with (
         mock.patch.object(launch, "deepspeed_launcher") as launcher,
@@ -88,9 +88,10 @@ def launched_ranks(launch_file: Path, count: int = 2) -> list[dict[str, str]]:
     ):
         launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launch_file), "x"]))
     if plain.called:
-        return plain_ranks(count)
-    _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
-    own = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
+        variables = prepare_multi_gpu_env(*plain.call_args.args)
+    else:
+        _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
+    own = {name: value for name, value in variables.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
     return [{**own, **rank} for rank in plain_ranks(count)]
 
 

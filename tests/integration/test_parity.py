@@ -30,6 +30,7 @@ BACKENDS = {
     "zero3 as shipped": ("DeepSpeedEngine", 3),
     "zero2 offload": ("DeepSpeedEngine", 2),
     "zero3 offload": ("DeepSpeedEngine", 3),
+    "fsdp2": ("FSDP2", 0),
 }
 STEPS = 20
 BLOCKS = str(8 * SCRATCH["vocab_size"])
@@ -114,7 +115,7 @@ MORE = {
     "ppo shared, checkpointed": Case("ppo", "lora", SHARED | CHECKPOINTED),
 }
 CASES = MATRIX | MORE
-COLUMNS = ("ddp", "zero1", "zero2", "zero3")
+COLUMNS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
 CELLS = [(case, backend) for case in MATRIX for backend in COLUMNS]
 CELLS += [(case, backend) for case in MORE for backend in ("zero2", "zero3")]
 CELLS += [("ppo full, moving average, best", "zero3 as shipped")]
@@ -228,7 +229,8 @@ def launch_files(tmp_path_factory):
     }
     files = {name: folder / f"{name}.yaml" for name in texts}
     files |= {name: launching.deepspeed_file(folder, name, **zero) for name, zero in made.items()}
-    return files | {"zero3 as shipped": launching.ROOT / "configs" / "accelerate" / "zero3.yaml"}
+    shipped = {"zero3 as shipped": "zero3", "fsdp2": "fsdp2"}
+    return files | {name: launching.ROOT / "configs" / "accelerate" / f"{file}.yaml" for name, file in shipped.items()}
 
 
 LOSSES = {"sft": ("train/loss",), "reward": ("train/loss",), "ppo": ("policy/loss", "policy/ratio", "value/loss")}
