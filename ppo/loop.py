@@ -69,6 +69,8 @@ class Loop:
         )
         self.schedule = make_schedule(self.engine.optimizer, config)
         models.match_reference_dtype()
+        if distributed.under_fsdp():
+            models.shard(accelerator)
         models.place(accelerator.device, sharded=distributed.zero_stage(accelerator) == 3)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)

@@ -6,14 +6,15 @@ collective, and all ranks must make the same number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from alignment.distributed import processes
@@ -27,14 +28,98 @@ def configure(accelerator: Accelerator) -> None:
     each backward pass, so that no rank holds them whole, and the model is saved whole."""
     plugin = accelerator.state.fsdp_plugin
     plugin.set_state_dict_type("FULL_STATE_DICT")
-    rounded = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32)
+    plugin.mixed_precision_policy = _policy(accelerator.mixed_precision == "bf16")
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+
+
+def _policy(rounded: bool) -> MixedPrecisionPolicy:
+    """Inputs are left as they are, so that a module computes the same with its hooks and without."""
+    dtype = torch.bfloat16 if rounded else None
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def shard(module: nn.Module, accelerator: Accelerator, *, rounded: bool = True) -> None:
+    """Shard a module in place: each transformer layer by itself, and what is left together. Its parameters are others
+    afterwards.
+
+    Every rank's module must be the same before.
+
+    Args:
+        rounded: gather the weights in bfloat16, if that is what the accelerator computes in.
+    """
+    policy = _policy(rounded and accelerator.mixed_precision == "bf16")
+    reshards = accelerator.state.fsdp_plugin.reshard_after_forward
+    settings: dict[str, Any] = {"reshard_after_forward": reshards, "mp_policy": policy}
+    models = [model for model in module.modules() if getattr(model, "_no_split_modules", None)]
+    kinds = {kind for model in models for kind in model._no_split_modules}  # type: ignore[union-attr]
+    for submodule in list(module.modules()):
+        if type(submodule).__name__ in kinds and not any(isinstance(p, DTensor) for p in submodule.parameters()):
+            fully_shard(submodule, **settings)
+    fully_shard(module, mp_policy=policy)
+    module._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # else the first that is used would be the root
+    for submodule in module.modules():
+        vars(submodule)["sharded_in"] = (module,)  # a tuple, which torch does not register
+
+
+def shard_trained(module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+    """As `shard`, also in the groups of an optimizer that has no state yet."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    grouped = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    shard(module, accelerator)
+    sharded = dict(module.named_parameters())
+    for group, members in zip(optimizer.param_groups, grouped, strict=True):
+        group["params"] = [sharded[name] for name in members]
+
+
+@contextmanager
+def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Gather all weights of these modules inside the context; every rank must enter.
+
+    Hooks would gather and release them one layer at a time, so the modules must run without.
+    """
+    units: dict[int, Any] = {}
+    for module in modules:
+        for unit in (*vars(module).get("sharded_in", ()), *module.modules()):
+            if isinstance(unit, FSDPModule):
+                units[id(unit)] = unit
+    waiting = [
+        unit for unit in units.values()
+        if any(not group.is_unsharded for group in unit._get_fsdp_state()._fsdp_param_groups)
+    ]  # fmt: skip
+    for unit in waiting:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in waiting:
+            unit.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether FSDP holds the module's weights in shards."""
-    return isinstance(module, FSDPModule)
+    return "sharded_in" in vars(module)
+
+
+@torch.no_grad()
+def overwrite(parameter: Tensor, value: Tensor | None) -> None:
+    """Overwrite a sharded parameter with the main process's value (None on others); every rank must call this."""
+    assert isinstance(parameter, DTensor)
+    full = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    if value is not None:
+        full.copy_(value)
+    torch.distributed.broadcast(full, 0)
+    local(parameter).copy_(own_slice(full))
+
+
+def own_slice(full: Tensor) -> Tensor:
+    """This rank's slice of a whole tensor."""
+    chunks, index = full.chunk(processes.world_size()), processes.process_index()
+    return chunks[index] if index < len(chunks) else full[:0]
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether this rank has a slice of the tensor alone."""
+    return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -113,7 +198,5 @@ def _resharded(values: Sequence[Any]) -> Any:
     if len(values) == 1 or not isinstance(values[0], dict):
         return values[0]
     if set(values[0]) == {SHARD}:
-        chunks = torch.cat([value[SHARD] for value in values]).chunk(processes.world_size())
-        index = processes.process_index()
-        return {SHARD: chunks[index] if index < len(chunks) else chunks[0][:0]}
+        return {SHARD: own_slice(torch.cat([value[SHARD] for value in values]))}
     return {key: _resharded([value[key] for value in values]) for key in values[0]}
