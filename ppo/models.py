@@ -18,8 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.distributed import fsdp, zero3
-from alignment.distributed.processes import Accelerator
+from alignment.distributed import zero3
 from alignment.models.adapters import without_adapter
 from alignment.models.ensembles import RewardEnsemble, disagreement
 from alignment.models.forward import TokenLogprobs, body_and_head, options_of, token_logprobs
@@ -358,12 +357,6 @@ class Models:
         if self.reference.model is not self.policy.model:
             for parameter in self.reference.model.parameters():
                 parameter.data = parameter.data.to(self.policy.base.dtype)
-
-    def shard(self, accelerator: Accelerator) -> None:
-        """Shard the frozen models over the ranks under FSDP, the reference with the policy's rounding."""
-        for module in self.frozen():
-            if not fsdp.is_sharded(module):
-                fsdp.shard(module, accelerator, rounded=module is self.reference.model)
 
     def place(self, device: torch.device, sharded: bool) -> None:
         """Put the frozen models where they wait for their use, on the device or in the host's memory.

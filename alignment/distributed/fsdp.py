@@ -61,6 +61,13 @@ def shard(module: nn.Module, accelerator: Accelerator, *, rounded: bool = True) 
         vars(submodule)["sharded_in"] = (module,)  # a tuple, which torch does not register
 
 
+def shard_frozen(modules: Iterable[nn.Module], accelerator: Accelerator, rounded: nn.Module) -> None:
+    """Shard modules that may be in each other; of these `rounded` is gathered as what is trained, others as they are."""
+    for module in modules:
+        if not is_sharded(module):
+            shard(module, accelerator, rounded=module is rounded)
+
+
 def shard_trained(module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
     """As `shard`, also in the groups of an optimizer that has no state yet."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -120,15 +120,29 @@ def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float)
             )
 
 
+def join_slurm_step() -> None:
+    """Take the place of a launcher for the tasks that `srun` starts, where the user has set MASTER_ADDR and MASTER_PORT.
+
+    Without these variables tasks side by side are runs of their own, each with its own name.
+    """
+    found = os.environ
+    if "RANK" in found or not {"MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID"} <= found.keys():
+        return
+    if int(size := found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        found.update(RANK=found["SLURM_PROCID"], LOCAL_RANK=found["SLURM_LOCALID"], WORLD_SIZE=size)
+
+
 def refuse_deepspeed_launcher(arguments: str) -> None:
-    """Refuse a launch by `deepspeed`: it passes --local_rank, and does not tell accelerate about ZeRO.
+    """Refuse a launch by `deepspeed` that does not tell accelerate about ZeRO; it passes --local_rank.
 
     Args:
         arguments: the launched command, from `-m` on.
 
     Raises:
-        UserError: always, with the command that works.
+        UserError: no variable of accelerate's names DeepSpeed or FSDP; with the command that works.
     """
+    if _is_on("ACCELERATE_USE_DEEPSPEED") or _is_on("ACCELERATE_USE_FSDP"):
+        return
     processes = os.environ.get("WORLD_SIZE", "1")
     raise UserError(
         "--local_rank is what the launchers `deepspeed` and torch.distributed.launch pass, under which no ZeRO would "
