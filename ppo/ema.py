@@ -55,7 +55,7 @@ class EMA:
         return {name: average for (name, _), average in zip(self._parameters, self._averages, strict=True)}
 
     def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """From the states of all processes where weights are sharded, which may have been more or fewer than there are now."""
+        """From the states of all processes that had shards, which may have been more or fewer than there are now."""
         self.load_state_dict({name: reshard_like(p, [state[name] for state in states]) for name, p in self._parameters})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

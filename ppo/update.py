@@ -199,7 +199,7 @@ class Updater:
         return sums, float(all_reduce_sum(difference_sum) / num_tokens) if is_first else 0.0
 
     def _fits(self, compute: Callable[[], None]) -> bool:
-        """Whether memory suffices for some passes. Without DeepSpeed and FSDP they have no collective, so the others go on.
+        """Whether memory suffices for some passes. Where they have no collective, the other processes go on.
 
         Raises:
             ModelError: it does not, and parts of the gradient have been reduced, which cannot be discarded.

@@ -40,7 +40,7 @@ def _policy(rounded: bool) -> MixedPrecisionPolicy:
 
 def shard(module: nn.Module, accelerator: Accelerator, *, rounded: bool = True) -> None:
     """Shard a module in place: each transformer layer by itself, and what is left together. Its parameters are others
-    afterwards.
+    afterwards. Weights in 4 bits stay whole.
 
     Every rank's module must be the same before.
 
@@ -49,20 +49,24 @@ def shard(module: nn.Module, accelerator: Accelerator, *, rounded: bool = True) 
     """
     policy = _policy(rounded and accelerator.mixed_precision == "bf16")
     reshards = accelerator.state.fsdp_plugin.reshard_after_forward
-    settings: dict[str, Any] = {"reshard_after_forward": reshards, "mp_policy": policy}
+    ignored = {parameter for parameter in module.parameters() if not parameter.is_floating_point()}
+    for submodule in module.modules() if ignored else ():
+        if ignored & set(submodule.parameters(recurse=False)):  # FSDP moves only what it shards
+            submodule.to(accelerator.device)
+    settings: dict[str, Any] = {"reshard_after_forward": reshards, "mp_policy": policy, "ignored_params": ignored}
     models = [model for model in module.modules() if getattr(model, "_no_split_modules", None)]
     kinds = {kind for model in models for kind in model._no_split_modules}  # type: ignore[union-attr]
     for submodule in list(module.modules()):
         if type(submodule).__name__ in kinds and not any(isinstance(p, DTensor) for p in submodule.parameters()):
             fully_shard(submodule, **settings)
-    fully_shard(module, mp_policy=policy)
+    fully_shard(module, mp_policy=policy, ignored_params=ignored)
     module._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # else the first that is used would be the root
     for submodule in module.modules():
         vars(submodule)["sharded_in"] = (module,)  # a tuple, which torch does not register
 
 
 def shard_frozen(modules: Iterable[nn.Module], accelerator: Accelerator, rounded: nn.Module) -> None:
-    """Shard modules that may be in each other; of these `rounded` is gathered as what is trained, others as they are."""
+    """Shard modules that may be in each other; `rounded` is gathered as what is trained is, and others as they are."""
     for module in modules:
         if not is_sharded(module):
             shard(module, accelerator, rounded=module is rounded)

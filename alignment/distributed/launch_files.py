@@ -121,7 +121,7 @@ def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float)
 
 
 def join_slurm_step() -> None:
-    """Take the place of a launcher for the tasks that `srun` starts, where the user has set MASTER_ADDR and MASTER_PORT.
+    """Take the place of a launcher for the tasks that `srun` starts, where MASTER_ADDR and MASTER_PORT are set.
 
     Without these variables tasks side by side are runs of their own, each with its own name.
     """

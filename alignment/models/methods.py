@@ -82,6 +82,7 @@ METHODS: dict[str, Method] = {
         {"init_r": 12, "target_r": 8, "lora_alpha": 32},
         {
             **dict.fromkeys(("ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
+            "FSDP2": "its penalty and its choice of ranks need the whole adapter",
             "continue": "its ranks have been cut and its schedule has ended",
             "LoRA beside": "PEFT allows one alone",
             "mixed batch": "PEFT refuses `adapter_names`",

@@ -154,7 +154,8 @@ class Resumable(FiniteSteps):
         elif self.is_fsdp_enabled:
             fsdp.save(folder, trained_tensors(self.model), self.optimizer, schedule=self.lr_scheduler.state_dict())
         elif distributed.is_main_process():
-            save_file({name: x.clone().contiguous() for name, x in trained_tensors(self.model).items()}, folder / WEIGHTS)
+            weights = trained_tensors(self.model).items()
+            save_file({name: tensor.clone().contiguous() for name, tensor in weights}, folder / WEIGHTS)
             states = {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}
             save_state(folder / OPTIMIZER, states)
 
@@ -294,8 +295,8 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes: parameters with a gradient, and persistent buffers."""
+    saved = module.state_dict()  # first: under FSDP it frees weights that an evaluation has left gathered
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    saved = module.state_dict()
     return tensors | {f"buffer:{name}": b for name, b in module.named_buffers() if name in saved}
 
 

@@ -172,7 +172,8 @@ def check_same(house: Path, name: str, other: str) -> None:
         assert same(load_file(whole.path / path), load_file(resumed.path / path)), path
     last, again = (sorted((runs / run / "checkpoints").glob("step-*"))[-1] for run in (name, other))
     assert last.name == again.name
-    optimizers = [*last.glob("engine.pt"), *last.glob("optimizer.pt"), *last.glob("shards-*.pt"), *last.rglob("*optim_states.pt")]
+    kinds = ("engine.pt", "optimizer.pt", "shards-*.pt", "**/*optim_states.pt")
+    optimizers = [path for kind in kinds for path in last.glob(kind)]
     assert optimizers
     for path in optimizers:
         assert same(read(path), read(again / path.relative_to(last))), path
