@@ -172,11 +172,11 @@ def load(folder: Path, saved: int, weights: Mapping[str, Tensor], optimizer: Any
     Args:
         saved: world size of the run that saved it.
     """
-    # Mapped, so that each rank reads little more than what it keeps.
-    files = [folder / f"shards-{rank}.pt" for rank in range(saved)]
-    if saved == processes.world_size():
-        files = [files[processes.process_index()]]
-    state = _resharded([torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files])
+    same = saved == processes.world_size()
+    files = [folder / f"shards-{rank}.pt" for rank in ([processes.process_index()] if same else range(saved))]
+    # Mapped, so that a rank holds little more than what it keeps.
+    states = [torch.load(file, map_location="cpu", weights_only=True, mmap=True) for file in files]
+    state = states[0] if same else _resharded(states)
     loaded = state.pop("weights")
     assert set(loaded) == set(weights), set(loaded) ^ set(weights)
     for name, tensor in weights.items():
@@ -206,8 +206,8 @@ def _with_shards(value: Any) -> Any:
 
 def _resharded(values: Sequence[Any]) -> Any:
     """One value from those of the ranks that saved: of slices this rank's slice of the whole."""
-    if len(values) == 1 or not isinstance(values[0], dict):
+    if not isinstance(values[0], dict):
         return values[0]
     if set(values[0]) == {SHARD}:
-        return {SHARD: own_slice(torch.cat([value[SHARD] for value in values]))}
+        return {SHARD: own_slice(torch.cat([value[SHARD] for value in values])).clone()}
     return {key: _resharded([value[key] for value in values]) for key in values[0]}
