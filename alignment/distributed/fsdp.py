@@ -107,7 +107,7 @@ def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP holds the module's weights in shards."""
+    """Whether `shard` has sharded the module, by itself or in another."""
     return "sharded_in" in vars(module)
 
 
@@ -198,7 +198,8 @@ def _unwrapped(value: Any) -> Tensor:
 
 def _with_shards(value: Any) -> Any:
     if isinstance(value, DTensor):
-        return {SHARD: value.to_local().detach().clone()}
+        shard = value.to_local().detach()
+        return {SHARD: torch.empty_like(shard, device="cpu").copy_(shard)}  # without the padding that it is a view of
     if isinstance(value, dict):
         return {key: _with_shards(item) for key, item in value.items()}
     return value

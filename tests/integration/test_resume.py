@@ -102,7 +102,7 @@ def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo", "ppo-lora"])
+@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-members", "ppo", "ppo-lora"])
 def test_killed_and_resumed_under_fsdp2_on_two_processes(house, forks_of, name):
     fsdp2 = launching.ROOT / "configs" / "accelerate" / "fsdp2.yaml"
     resumed_on_two(house, name, ("FSDP2", 0), forks_of(fsdp2), calls_per_step=1)
