@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import ppo.publish
 import ppo.rollout
 import ppo.update
+from alignment.distributed import fsdp
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Sampled
 
@@ -60,7 +61,7 @@ def recorded_publish(original):
     def publish(publisher, loop, metrics):
         models = publisher.models
         modules = [models.trained, *models.frozen()]
-        held = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        held = sum(fsdp.local(parameter).numel() for module in modules for parameter in module.parameters())
         (folder() / f"parted-{os.environ['RANK']}.json").write_text(json.dumps(held))
         weights = loop.engine.full_state_dict()
         if os.environ["RANK"] == "0":

@@ -290,7 +290,9 @@ def test_two_processes_make_the_steps_of_one(house, forks_of, one_process, launc
     if case.stage == "ppo":
         check_ppo(house, ours, alone, case)
         held = [json.loads((house / f"rows-{ours}" / f"parted-{rank}.json").read_text()) for rank in range(2)]
-        assert (held == [0, 0]) == (backend in ("zero3", "zero3 offload"))  # under FSDP a parameter says its whole size
+        assert (held == [0, 0]) == (backend in ("zero3", "zero3 offload"))
+        if backend == "fsdp2" and case.method != "qlora":  # 4-bit weights stay whole
+            assert sum(held) == json.loads((house / f"rows-{alone}" / "parted-0.json").read_text())
     assert loss < case.loss
     assert tensor < case.tensor
     assert norms(ran, case.stage) == pytest.approx(norms(one, case.stage), rel=max(1e-3, 10 * case.loss), abs=1e-4)
