@@ -185,6 +185,13 @@ def admit_fsdp() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
+def save_whole(accelerator: Accelerator) -> None:
+    """Gather ZeRO-3's weights when the model is saved, whatever the launch file says: shards cannot be published."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
 def reset_accelerator() -> None:
     """Allow another trainer in this process: accelerate refuses a second one with a DeepSpeed config."""
     AcceleratorState._reset_state()
@@ -207,8 +214,7 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
         for key in HIDDEN_SIZE_KEYS:  # accelerate fills "auto" in from one model's config; the loop has several models
             if zero.get(key) == "auto":
                 del zero[key]
-        if plugin.zero_stage == 3:  # the final weights are gathered for publishing
-            zero["stage3_gather_16bit_weights_on_model_save"] = True
+    save_whole(accelerator)
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 

@@ -91,10 +91,11 @@ class FiniteSteps(Halving):
             norm = fsdp.whole(norm)
         if self.guarded is None:
             return norm
-        if norm is None:  # DeepSpeed computes none without ZeRO and without clipping
-            norm = processes.all_reduce_sum(torch.stack(self._losses).sum())
-        if not math.isfinite(norm):
-            self._skip(model, float(norm))
+        checked = norm
+        if checked is None:  # DeepSpeed gives none without ZeRO
+            checked = processes.all_reduce_sum(torch.stack(self._losses).sum())
+        if not math.isfinite(checked):
+            self._skip(model, float(checked))
         elif self.skipped_in_a_row:
             self.skipped_in_a_row = 0
             self.optimizer._is_overflow = False

@@ -103,6 +103,7 @@ class Resumable(FiniteSteps):
     def create_accelerator_and_postprocess(self: Any) -> None:
         distributed.admit_fsdp()
         super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        distributed.save_whole(self.accelerator)
         if self.is_fsdp_enabled:
             fsdp.configure(self.accelerator)
 

@@ -63,6 +63,20 @@ def test_a_file_starts_what_it_says(folder, name, world_size, engine, stage):
     check_ran(folder, done, world_size, engine, stage)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_deepspeed_file_of_the_user_publishes_and_logs_no_wrong_norm(folder, stage):
+    """ZeRO-3 saves shards unless it is told otherwise, and without ZeRO DeepSpeed tells no norm of the gradient."""
+    target = ["-m", "sft", "a.yaml", "training.logging_steps=1"]
+    done = launching.launch(launching.deepspeed_file(folder, "mine", stage=stage), target, folder)
+    check_ran(folder, done, 2, "DeepSpeedEngine", stage)
+    rows = [json.loads(line) for line in (folder / "runs/x/metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "train/loss" in row]
+    assert len(logged) == 2
+    assert ["train/grad_norm" in row for row in logged] == [stage == 3] * 2
+    assert len(list((folder / "registry").rglob("model.safetensors"))) == 2  # and the base
+
+
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 ZERO2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 
