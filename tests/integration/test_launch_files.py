@@ -78,6 +78,7 @@ def test_a_deepspeed_file_of_the_user_publishes_and_logs_no_wrong_norm(folder, s
 
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+SHARDED |= {"FSDP_RESHARD_AFTER_FORWARD": "false"}
 ZERO2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 
 
