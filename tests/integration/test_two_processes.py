@@ -344,7 +344,10 @@ def tiny_start(variant):
     return build_models(ref_seed=1, critic=critic).trained.state_dict()
 
 
-@pytest.mark.parametrize("backend", ["multi", "zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2"))])
+STOPPED = ["multi", "zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2"))]
+
+
+@pytest.mark.parametrize("backend", STOPPED)
 def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_path, backend):
     _, report = work(tmp_path / "out", launch_file(tmp_path, backend), "spoil=1")
     assert report["world_size"] == 2
@@ -352,7 +355,7 @@ def test_what_is_not_finite_on_one_process_stops_both_and_reaches_no_weight(tmp_
     assert report["unchanged"] == [True, True]
 
 
-@pytest.mark.parametrize("backend", ["multi", "zero2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero3", "fsdp2"))])
+@pytest.mark.parametrize("backend", STOPPED)
 @pytest.mark.parametrize("stage", ["sft", "reward"])
 def test_a_step_that_is_not_finite_on_one_process_is_skipped_on_both(resumed_house, forks_of, tmp_path, stage, backend):
     """Two such steps are skipped; three in a row end the run."""
