@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from alignment.distributed.zero3 import local_shard, reshard, set_local_shard
+from alignment.distributed.zero3 import local_shard, reshard_like, set_local_shard
 
 
 class EMA:
@@ -55,10 +55,8 @@ class EMA:
         return {name: average for (name, _), average in zip(self._parameters, self._averages, strict=True)}
 
     def load_parts(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """From the states of all processes under ZeRO-3, which may have been more or fewer than there are now."""
-        sizes = {name: parameter.ds_numel for name, parameter in self._parameters}  # type: ignore[attr-defined]
-        parts = {name: reshard([state[name] for state in states], size) for name, size in sizes.items()}
-        self.load_state_dict(parts)
+        """From the states of all processes that had shards, which may have been more or fewer than there are now."""
+        self.load_state_dict({name: reshard_like(p, [state[name] for state in states]) for name, p in self._parameters})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for (name, _), average in zip(self._parameters, self._averages, strict=True):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from alignment.distributed import heartbeat
+from alignment.distributed import fsdp, heartbeat
 from alignment.distributed import processes as distributed
 from alignment.distributed.engine import TrainingEngine
 from alignment.distributed.processes import Accelerator, all_reduce_sum
@@ -69,6 +69,8 @@ class Loop:
         )
         self.schedule = make_schedule(self.engine.optimizer, config)
         models.match_reference_dtype()
+        if distributed.under_fsdp():
+            fsdp.shard_frozen(models.frozen(), accelerator, rounded=models.reference.model)
         models.place(accelerator.device, sharded=distributed.zero_stage(accelerator) == 3)
         decay = config.training.ema_decay
         self.ema = None if decay is None else EMA(models.trained.trained_parameters("policy"), decay)

@@ -118,13 +118,14 @@ class Models:
         the policy's base.
 
         Args:
-            whole: gather sharded weights for the time inside, where no pass is a collective then.
+            whole: gather what ZeRO-3 shards for the time inside, where no pass is a collective then. FSDP's shards
+                are always gathered.
         """
         frozen = {id(module) for module in self.frozen()} if self.offloaded and not self.sharded else set()
         moved = [module for module in modules if id(module) in frozen]
         for module in moved:
             module.to(device)
-        with zero3.gathered_modules(modules) if whole else nullcontext():
+        with zero3.gathered_modules(modules) if whole or not self.sharded else nullcontext():
             yield
         if self.sharded:
             zero3.release(modules)

@@ -32,11 +32,7 @@ def published_policy(loop: Loop) -> Iterator[dict[str, Any]]:
     best, metrics = loop.evaluation.best, _metrics(loop)
     with loop.ema.applied() if loop.ema is not None else contextlib.nullcontext():
         if best.step is not None:
-            weights = best.weights()
-            for name, parameter in loop.models.trained.trained_parameters("policy"):
-                with zero3.gathered_parameters(parameter):
-                    if weights is not None:
-                        parameter.data.copy_(weights[name])
+            zero3.scatter_weights(loop.models.trained.trained_parameters("policy"), best.weights())
         yield metrics
 
 

@@ -47,7 +47,7 @@ class RunState:
     ) -> None:
         self.engine, self.updater, self.evaluation, self.ema = engine, updater, evaluation, ema
         self.accelerator = engine.accelerator
-        self._sharded = processes.zero_stage(engine.accelerator) == 3
+        self._sharded = processes.zero_stage(engine.accelerator) == 3 or processes.under_fsdp()
         """Each process holds a shard of the weights, and so of their average."""
         self._parts = dict(parts)
         if ema is not None and not self._sharded:

@@ -76,7 +76,13 @@ def _check_backend(config: PPOStageConfig, accelerator: Accelerator) -> None:
             "PPO does not run with weights or optimizer on NVMe, which each rollout and each pass would read; set "
             "offload_optimizer_device: cpu and offload_param_device: cpu in the launch file"
         )
-    methods.check(policy_options(config.model), processes.zero_stage(accelerator))
+    fsdp = processes.under_fsdp()
+    if fsdp and config.model.offload:
+        raise ConfigError(
+            "model.offload=true does not work under FSDP2, which shards the frozen models; set it to false, or launch "
+            "with configs/accelerate/zero3.yaml"
+        )
+    methods.check(policy_options(config.model), processes.zero_stage(accelerator), fsdp=fsdp)
 
 
 def _note_start(journal: Journal, prepared: Prepared, loop: Loop) -> None:

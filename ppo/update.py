@@ -200,17 +200,17 @@ class Updater:
         return sums, float(all_reduce_sum(difference_sum) / num_tokens) if is_first else 0.0
 
     def _fits(self, compute: Callable[[], None]) -> bool:
-        """Whether memory suffices for some passes. Without DeepSpeed they have no collective, so the others go on.
+        """Whether memory suffices for some passes. Where they have no collective, the other processes go on.
 
         Raises:
-            ModelError: it does not, and DeepSpeed's engine has reduced parts of the gradient, which it cannot discard.
+            ModelError: it does not, and parts of the gradient have been reduced, which cannot be discarded.
         """
         try:
             compute()
             return True
         except torch.OutOfMemoryError as error:
-            if self.engine.deepspeed is not None:
-                raise ModelError(self._advice("under DeepSpeed a step cannot be begun again")) from error
+            if self.engine.has_collective_passes:
+                raise ModelError(self._advice("under DeepSpeed or FSDP a step cannot be begun again")) from error
         self.engine.discard()  # here the error is gone, and with it the activations that its traceback holds
         return False
 

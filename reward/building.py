@@ -46,7 +46,7 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
         failure = trainer.verify_layout()
         note_layout(config, prepared, reason or failure, journal)
 
-    if zero3.is_partitioned(trainer.model):  # only the engine can gather the weights
+    if zero3.is_partitioned(trainer.model) or trainer.is_fsdp_enabled:  # unsharded they may not fit the device
         trainer.add_callback(_OnTrainBegin(check))
     else:
         trainer.model.to(prepared.arguments.device)

@@ -144,7 +144,8 @@ def _encode(
 
 
 def _check(config: RewardStageConfig) -> None:
-    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
+    stage, fsdp = processes.launched_zero_stage(), processes.under_fsdp()
+    processes.on_main_process(lambda: methods.check(config.model, stage, fsdp=fsdp))
     if config.model.name.startswith(SCRATCH):
         raise ConfigError(
             "model.name: a reward model starts from a trained policy, not from scratch; "

@@ -39,7 +39,8 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
     """Read the data, find the initial model (pinned by the run), and encode the rows; nothing is left on disk."""
     heartbeat.enter("reading the data", patient=True)
     seed = trainer_arguments(SFTConfig, DEFAULTS, config.training).get("seed", 42)
-    processes.on_main_process(lambda: methods.check(config.model, processes.launched_zero_stage()))
+    stage, fsdp = processes.launched_zero_stage(), processes.under_fsdp()
+    processes.on_main_process(lambda: methods.check(config.model, stage, fsdp=fsdp))
     processes.start_processes()
     registry = publishing.open_registry(config, run)
     start = start_model.start_model(config, registry, training_texts(config.data))

@@ -40,8 +40,8 @@ class SelfCheck(TrainerCallback):
         self.trainer, self.asked = trainer, asked
 
     def attach(self) -> None:
-        """Check now, or at the beginning of training if only ZeRO-3's engine can gather the weights."""
-        if zero3.is_partitioned(self.trainer.model):
+        """Check now, or at the beginning of training where the weights are sharded."""
+        if zero3.is_partitioned(self.trainer.model) or self.trainer.is_fsdp_enabled:
             self.trainer.add_callback(self)
         else:
             self.trainer.model.to(self.trainer.args.device)

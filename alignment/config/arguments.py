@@ -22,7 +22,7 @@ OWNED_ARGUMENTS = {
     "use_cpu": "the GPU is used where there is one; CUDA_VISIBLE_DEVICES= hides it",
     "disable_tqdm": "progress is the suite's own line",
     "deepspeed": "choose an accelerate config: accelerate launch --config_file configs/accelerate/zero2.yaml",
-    "fsdp": "choose an accelerate config",
+    "fsdp": "choose an accelerate config: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
     "fsdp_config": "choose an accelerate config",
     "accelerator_config": "choose an accelerate config",
     "model_init_kwargs": "use the `model` section",

@@ -1,4 +1,4 @@
-"""The training engine: one module under DDP or DeepSpeed, with its optimizer, gradients and checkpoint."""
+"""The training engine: one module under DDP, DeepSpeed or FSDP2, with its optimizer, gradients and checkpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from alignment.distributed import zero3
-from alignment.distributed.processes import all_reduce_sum, is_main_process, offload_devices, zero_stage
+from alignment.distributed import fsdp, zero3
+from alignment.distributed.processes import (
+    all_reduce_sum,
+    is_main_process,
+    offload_devices,
+    under_fsdp,
+    zero_stage,
+)
 from alignment.errors import UserError
 
 BUCKET_SIZE = 2**24  # gradient elements in one all-reduce: 64 MiB of float32
@@ -22,11 +28,12 @@ class Diverged(UserError):
 
 
 class TrainingEngine:
-    """A module and its optimizer on one process, on several, or in DeepSpeed's engine.
+    """A module and its optimizer on one process, on several, sharded by FSDP2, or in DeepSpeed's engine.
 
     Each loss is a term of one sum over all backward passes of all ranks. Gradients are reduced once per step, so a
     step may have any number of passes, and each pass may reach other parameters. (DDP would expect a gradient for
-    every parameter in every pass.) Under ZeRO each pass is a collective, so all ranks must make the same number.
+    every parameter in every pass.) Under ZeRO and FSDP2 each pass is a collective, so all ranks must make the same
+    number.
     """
 
     def __init__(
@@ -40,8 +47,13 @@ class TrainingEngine:
                 zero3.cast(module, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
             self.deepspeed, self.optimizer = accelerator.prepare(module, optimizer)
         else:
-            module.to(accelerator.device)
             self.optimizer = optimizer
+            if under_fsdp():
+                fsdp.shard_trained(module, optimizer, accelerator)
+                self._groups = [list(group["params"]) for group in optimizer.param_groups]
+            else:
+                module.to(accelerator.device)
+        self._is_fsdp = fsdp.is_sharded(module)
         self._zero_stage = zero_stage(accelerator)
         kinds = ("averaged_gradients", "single_partition_of_fp32_groups")
         if self._zero_stage and not any(hasattr(self.deepspeed.optimizer, name) for name in kinds):
@@ -51,9 +63,19 @@ class TrainingEngine:
             )
         self._offloaded = offload_devices(accelerator)[0] != "none"
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        if self.deepspeed is None and accelerator.num_processes > 1:
+        if self._reduces:
             for parameter in self.parameters:  # each rank may have initialised a new head or adapter differently
                 torch.distributed.broadcast(parameter.data, 0)
+
+    @property
+    def _reduces(self) -> bool:
+        """Whether the gradients are summed here: with several processes, of which each holds them whole."""
+        return not self.has_collective_passes and self.accelerator.num_processes > 1
+
+    @property
+    def has_collective_passes(self) -> bool:
+        """Whether a pass is a collective, so that no rank can leave it or make it again."""
+        return self.deepspeed is not None or self._is_fsdp
 
     @property
     def num_bytes(self) -> int:
@@ -73,7 +95,7 @@ class TrainingEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of a loss; `last` marks the final pass before a step."""
         if self.deepspeed is None:
-            loss.backward()
+            (loss * self.accelerator.num_processes if self._is_fsdp else loss).backward()  # FSDP averages over ranks
             return
         # With offload the boundary is set in `step`: here DeepSpeed would keep only the last pass's gradients.
         self.deepspeed.set_gradient_accumulation_boundary(last and not self._offloaded)
@@ -87,7 +109,7 @@ class TrainingEngine:
         Raises:
             Diverged: on every rank, if the gradient is not finite on any.
         """
-        if self.deepspeed is None and self.accelerator.num_processes > 1:
+        if self._reduces:
             self._reduce_gradients()
         groups = self._gradient_shards()
         device = self.accelerator.device  # with offload the shards are on the host, and NCCL reduces GPU tensors only
@@ -96,8 +118,8 @@ class TrainingEngine:
             if shards else torch.zeros((), dtype=torch.float64, device=device)
             for shards in groups
         ])  # fmt: skip
-        # ZeRO shards the gradient over the ranks; without it each rank has all of it.
-        norms = (all_reduce_sum(squares) if self._zero_stage else squares).sqrt()
+        # ZeRO and FSDP shard the gradient over the ranks; without them each rank has all of it.
+        norms = (all_reduce_sum(squares) if self._zero_stage or self._is_fsdp else squares).sqrt()
         self._check_finite(norms.sum())
         for norm, shards in zip(norms.tolist(), groups, strict=True):
             for shard in shards if norm > self.max_norm else ():
@@ -111,8 +133,8 @@ class TrainingEngine:
         return norms.tolist()
 
     def discard(self) -> None:
-        """Forget the gradients since the last step, and give the memory back; not under DeepSpeed."""
-        assert self.deepspeed is None
+        """Forget the gradients since the last step, and give the memory back; not with collective passes."""
+        assert not self.has_collective_passes
         self.optimizer.zero_grad()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -137,7 +159,7 @@ class TrainingEngine:
     def _gradient_shards(self) -> list[list[Tensor]]:
         """This rank's shards of each parameter group's gradient, just before a step."""
         if not self._zero_stage:
-            return [[p.grad for p in group if p.grad is not None] for group in self._groups]
+            return [[fsdp.local(p.grad) for p in group if p.grad is not None] for group in self._groups]
         zero_optimizer, shards = self.deepspeed.optimizer, [list[Tensor]() for _ in self._groups]
         if self._offloaded:
             zero_optimizer.finalize_gradient_accumulation_boundary()
@@ -187,10 +209,13 @@ class TrainingEngine:
     def save(self, folder: Path) -> None:
         """Write this rank's share of a checkpoint; every rank must call this.
 
-        DeepSpeed writes its own files. Without it all ranks hold the same, and the main process writes.
+        DeepSpeed writes its own files, and under FSDP each rank its shards. Without them all ranks hold the same, and
+        the main process writes.
         """
         if self.deepspeed is not None:
             self.deepspeed.save_checkpoint(str(folder), exclude_frozen_parameters=True)
+        elif self._is_fsdp:
+            fsdp.save(folder, self._trained(), self.optimizer)
         elif is_main_process():
             torch.save(self._trained() | {"optimizer": self.optimizer.state_dict()}, folder / "engine.pt")
 
@@ -206,6 +231,9 @@ class TrainingEngine:
             with zero_checkpoint.resharded(folder, saved) as readable:
                 zero_checkpoint.load(self.deepspeed, readable)
             return
+        if self._is_fsdp:
+            fsdp.load(folder, saved, self._trained(), self.optimizer)
+            return
         state = torch.load(folder / "engine.pt", map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state.pop("optimizer"))
         with torch.no_grad():
@@ -216,7 +244,7 @@ class TrainingEngine:
         return {name: p.data for name, p in self.module.named_parameters() if p.requires_grad}
 
     def full_state_dict(self) -> dict[str, Tensor]:
-        """All of the module's weights on the main process; every rank must call this, since ZeRO-3 gathers them."""
+        """All of the module's weights on the main process; every rank must call this, to gather them."""
         return dict(self.accelerator.get_state_dict(self.wrapped) or {})
 
 

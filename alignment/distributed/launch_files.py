@@ -15,7 +15,6 @@ from alignment.errors import UserError
 
 USE_ZERO = "launch with configs/accelerate/zero2.yaml or zero3.yaml, which shard the same over the processes"
 UNSUPPORTED_LAUNCHES = {
-    "ACCELERATE_USE_FSDP": "FSDP (distributed_type: FSDP)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (distributed_type: MEGATRON_LM)",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor, context or sequence parallelism (parallelism_config)",
 }
@@ -32,6 +31,30 @@ SET_BY_CONFIG = {
     "gradient_accumulation_steps": "the config's training section",
     "gradient_clipping": "training.max_grad_norm",
 }
+_NOT_IN_FSDP2 = "remove it: FSDP2 has no such setting"
+FSDP_SETTINGS = {
+    "version": (("2",), "write fsdp_version: 2"),
+    "auto_wrap_policy": (("transformer_based_wrap",), "write fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP"),
+    "reshard_after_forward": (("true", "false"), "write true or false"),
+    "cpu_ram_efficient_loading": (
+        ("false",), "write fsdp_cpu_ram_efficient_loading: false (without the key accelerate's launcher says true)"
+    ),
+    "state_dict_type": (
+        ("sharded_state_dict", "full_state_dict"), "write fsdp_state_dict_type: SHARDED_STATE_DICT"
+    ),
+    "offload_params": (("false",), "remove it; to offload, launch with configs/accelerate/zero3-offload.yaml"),
+    "activation_checkpointing": (("false",), "remove it, and set training.gradient_checkpointing=true"),
+    "transformer_cls_to_wrap": ((), "remove it: each layer of the model is sharded by itself"),
+    "ignored_modules": ((), "remove it: the whole model is sharded"),
+    "sharding_strategy": (("full_shard", "1"), "remove it; fsdp_reshard_after_forward: false is FSDP2's SHARD_GRAD_OP"),
+    "backward_prefetch": (("backward_pre",), _NOT_IN_FSDP2),
+    "forward_prefetch": (("false",), _NOT_IN_FSDP2),
+    "use_orig_params": (("true",), _NOT_IN_FSDP2),
+    "sync_module_states": (("true",), _NOT_IN_FSDP2),
+}  # fmt: skip
+"""Settings of an FSDP launch, from `FSDP_*` variables: values that are obeyed, and the fix for any other."""
+FSDP_DEFAULTS = {"version": "1", "auto_wrap_policy": "NO_WRAP"}
+"""What accelerate takes for a setting that is missing, where that is not obeyed."""
 ZERO = "zero_optimization"
 HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 """Keys whose "auto" accelerate derives from a model's hidden size."""
@@ -47,8 +70,8 @@ def check_launch() -> None:
     """Refuse a launch that no stage supports. Reads only the environment and the DeepSpeed config it names.
 
     Raises:
-        UserError: the launch is not one process, DDP or DeepSpeed; its mixed precision is not bfloat16; it compiles
-            the model; or its DeepSpeed config cannot be used.
+        UserError: the launch is not one process, DDP, DeepSpeed or FSDP2; its mixed precision is not bfloat16; it
+            compiles the model; or one of its DeepSpeed or FSDP settings cannot be used.
     """
     for name, kind in UNSUPPORTED_LAUNCHES.items():
         if _is_on(name):
@@ -62,6 +85,8 @@ def check_launch() -> None:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if backend.lower() != "no":
         raise UserError(f"the launch file compiles the model (dynamo_backend: {backend}); write dynamo_backend: 'NO'")
+    if _is_on("ACCELERATE_USE_FSDP"):
+        _check_fsdp()
     if (path := _deepspeed_file()) is not None:
         _check_deepspeed(path, _read(path))
 
@@ -95,15 +120,29 @@ def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float)
             )
 
 
+def join_slurm_step() -> None:
+    """Take the place of a launcher for the tasks that `srun` starts, where MASTER_ADDR and MASTER_PORT are set.
+
+    Without these variables tasks side by side are runs of their own, each with its own name.
+    """
+    found = os.environ
+    if "RANK" in found or not {"MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID"} <= found.keys():
+        return
+    if int(size := found.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        found.update(RANK=found["SLURM_PROCID"], LOCAL_RANK=found["SLURM_LOCALID"], WORLD_SIZE=size)
+
+
 def refuse_deepspeed_launcher(arguments: str) -> None:
-    """Refuse a launch by `deepspeed`: it passes --local_rank, and does not tell accelerate about ZeRO.
+    """Refuse a launch by `deepspeed` that does not tell accelerate about ZeRO; it passes --local_rank.
 
     Args:
         arguments: the launched command, from `-m` on.
 
     Raises:
-        UserError: always, with the command that works.
+        UserError: no variable of accelerate's names DeepSpeed or FSDP; with the command that works.
     """
+    if _is_on("ACCELERATE_USE_DEEPSPEED") or _is_on("ACCELERATE_USE_FSDP"):
+        return
     processes = os.environ.get("WORLD_SIZE", "1")
     raise UserError(
         "--local_rank is what the launchers `deepspeed` and torch.distributed.launch pass, under which no ZeRO would "
@@ -135,6 +174,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get(ZERO), dict):
         raise UserError(f'{path}: there is no section "{ZERO}"; add "{ZERO}": {{"stage": 2}}, or use zero2.yaml')
     return config
+
+
+def _check_fsdp() -> None:
+    for name, (obeyed, fix) in FSDP_SETTINGS.items():
+        value = os.environ.get(f"FSDP_{name.upper()}", FSDP_DEFAULTS.get(name))
+        if value is not None and value.lower() not in obeyed:
+            key = f"fsdp_{name}".replace("_cls_to", "_layer_cls_to")
+            raise UserError(f"the launch file says {key}: {value}, which this suite does not run with; {fix}")
 
 
 def _check_deepspeed(path: Path, config: Mapping[str, Any]) -> None:

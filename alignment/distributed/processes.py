@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.fsdp import FSDPModule
 
 from alignment.distributed import heartbeat
 from alignment.distributed.launch_files import HIDDEN_SIZE_KEYS
@@ -48,7 +49,12 @@ def start_processes() -> PartialState:
     with heartbeat.joining():
         state = PartialState(cpu=on_cpu(), timeout=COLLECTIVE_TIMEOUT)
     if (kind := str(state.distributed_type.value)) not in ("NO", "MULTI_GPU", "MULTI_CPU", "DEEPSPEED"):
-        raise UserError(f"the launch is of the kind {kind}; this suite runs as one process, DDP or DeepSpeed")
+        raise UserError(f"the launch is of the kind {kind}; this suite runs as one process, DDP, DeepSpeed or FSDP2")
+    if under_fsdp() and kind == "NO":
+        raise UserError(
+            "ACCELERATE_USE_FSDP is set, but no launcher started this process; unset it, or start with accelerate "
+            "launch --config_file configs/accelerate/fsdp2.yaml"
+        )
     return state
 
 
@@ -66,6 +72,11 @@ def bf16_by_default() -> bool:
 def under_deepspeed() -> bool:
     """Whether this was launched with a DeepSpeed config; known before any engine is built."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def under_fsdp() -> bool:
+    """Whether this was launched with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def launched_zero_stage() -> int:
@@ -168,6 +179,19 @@ def on_every_process(call: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def admit_fsdp() -> None:
+    """Call before an `Accelerator` is made: accelerate ignores FSDP on processes that it knows to be on the CPU."""
+    if start_processes() and under_fsdp():
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def save_whole(accelerator: Accelerator) -> None:
+    """Gather ZeRO-3's weights when the model is saved, whatever the launch file says: shards cannot be published."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is not None and plugin.zero_stage == 3:
+        plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+
+
 def reset_accelerator() -> None:
     """Allow another trainer in this process: accelerate refuses a second one with a DeepSpeed config."""
     AcceleratorState._reset_state()
@@ -179,7 +203,7 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
     DeepSpeed reads clipping, accumulation and batch size only from its own config, so they are written there;
     otherwise the launch file's values would silently win. `TrainingEngine` clips, not DeepSpeed.
     """
-    start_processes()
+    admit_fsdp()
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
@@ -190,8 +214,7 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
         for key in HIDDEN_SIZE_KEYS:  # accelerate fills "auto" in from one model's config; the loop has several models
             if zero.get(key) == "auto":
                 del zero[key]
-        if plugin.zero_stage == 3:  # the final weights are gathered for publishing
-            zero["stage3_gather_16bit_weights_on_model_save"] = True
+    save_whole(accelerator)
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
@@ -200,7 +223,7 @@ def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
     """The backend in use: world size, the engine's class and the ZeRO stage. It makes a silent fallback visible."""
     return {
         "world_size": accelerator.num_processes,
-        "engine": type(engine).__name__,
+        "engine": "FSDP2" if isinstance(engine, FSDPModule) else type(engine).__name__,
         "zero_stage": zero_stage(accelerator),
     }
 

@@ -6,7 +6,7 @@ are for ZeRO-3 alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import transformers.integrations.deepspeed as hf_deepspeed
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from alignment.distributed import fsdp
 from alignment.distributed.processes import is_main_process, process_index, world_size
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -120,6 +121,10 @@ def gathered_modules(modules: Iterable[nn.Module]) -> Iterator[None]:
     gathered stay gathered.
     """
     modules = list(modules)
+    if any(fsdp.is_sharded(module) for module in modules):
+        with _without_hooks(modules), fsdp.gathered(modules):
+            yield
+        return
     if not any(is_partitioned(module) for module in modules):
         yield
         return
@@ -145,13 +150,20 @@ def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def local_shard(parameter: Any) -> Tensor:
-    """This rank's flat shard of a parameter under ZeRO-3, otherwise the full parameter."""
-    shard: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter.data
+    """This rank's shard of a parameter, flat under ZeRO-3; the full parameter where it is not sharded."""
+    shard: Tensor = parameter.ds_tensor if hasattr(parameter, "ds_id") else fsdp.local(parameter.data)
     return shard
 
 
+def reshard_like(parameter: Any, shards: Sequence[Tensor]) -> Tensor:
+    """This rank's shard of a sharded parameter, from the shards of any number of ranks."""
+    if fsdp.is_shard(parameter):
+        return fsdp.own_slice(torch.cat(list(shards)))
+    return reshard(shards, parameter.ds_numel)
+
+
 def reshard(shards: Sequence[Tensor], numel: int) -> Tensor:
-    """This rank's shard of a parameter with `numel` elements, from the shards of any number of ranks."""
+    """`reshard_like` under ZeRO-3, of a parameter with `numel` elements."""
     ranks = world_size()
     shard_size = -(-numel // ranks)  # DeepSpeed pads the last shard
     flat = torch.cat([shard.flatten() for shard in shards])[:numel]
@@ -172,9 +184,22 @@ def gather_weights(parameters: Iterable[tuple[str, nn.Parameter]]) -> dict[str, 
     weights = {}
     for name, parameter in parameters:  # one at a time: together they may not fit
         with gathered_parameters(parameter, write_back=False):
+            value = fsdp.whole(parameter.detach())
             if is_main_process():
-                weights[name] = parameter.detach().cpu().clone()
+                weights[name] = value.cpu().clone()
     return weights
+
+
+def scatter_weights(parameters: Iterable[tuple[str, nn.Parameter]], weights: Mapping[str, Tensor] | None) -> None:
+    """Overwrite the parameters with the main process's weights (None on others); every rank must call this."""
+    for name, parameter in parameters:
+        value = None if weights is None else weights[name]
+        if fsdp.is_shard(parameter):
+            fsdp.overwrite(parameter, value)
+            continue
+        with gathered_parameters(parameter):
+            if value is not None:
+                parameter.data.copy_(value)
 
 
 @contextmanager

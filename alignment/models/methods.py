@@ -21,6 +21,7 @@ SETTINGS = {
     "DDP": "several processes without DeepSpeed",
     "ZeRO-2": "DeepSpeed shards optimizer state and gradients (or, as ZeRO-1, the state alone)",
     "ZeRO-3": "DeepSpeed shards the weights too",
+    "FSDP2": "PyTorch shards weights, gradients and optimizer state",
     "nf4": "frozen weights in 4 bits",
     "continue": "training of a published adapter continues, instead of merging it under a new one",
     "resume": "a run that was killed resumes bit for bit (`--resume auto`)",
@@ -81,6 +82,7 @@ METHODS: dict[str, Method] = {
         {"init_r": 12, "target_r": 8, "lora_alpha": 32},
         {
             **dict.fromkeys(("ZeRO-2", "ZeRO-3"), _INSIDE_BACKWARD),
+            "FSDP2": "its penalty and its choice of ranks need the whole adapter",
             "continue": "its ranks have been cut and its schedule has ended",
             "LoRA beside": "PEFT allows one alone",
             "mixed batch": "PEFT refuses `adapter_names`",
@@ -93,7 +95,7 @@ METHODS: dict[str, Method] = {
 }
 NEAREST = ("lora", "qlora", "full")
 ADVICE = (
-    "advice: model.method={} under ZeRO-3 sends the whole frozen base to every process for each pass, to train a small "
+    "advice: model.method={} under {} sends the whole frozen base to every process for each pass, to train a small "
     "adapter; where one device holds the base, launch with configs/accelerate/zero2.yaml"
 )
 
@@ -117,14 +119,14 @@ OWNED = {
 # --- before anything is loaded -------------------------------------------------------------------------------------
 
 
-def check(config: ModelConfig, zero_stage: int = 0) -> None:
+def check(config: ModelConfig, zero_stage: int = 0, *, fsdp: bool = False) -> None:
     """Refuse a method that does not work in this setting, and advise against one that works but is slow.
 
     Raises:
         ConfigError: one line with the setting, the reason and the nearest method that works; or an argument that PEFT
             does not have.
     """
-    settings = [f"ZeRO-{max(zero_stage, 2)}"] * bool(zero_stage) + ["nf4"] * config.quantized
+    settings = [f"ZeRO-{max(zero_stage, 2)}"] * bool(zero_stage) + ["FSDP2"] * fsdp + ["nf4"] * config.quantized
     for setting in settings:
         if reason := METHODS[config.method].fails.get(setting):
             nearest = next(name for name in NEAREST if not set(settings) & set(METHODS[name].fails))
@@ -133,8 +135,8 @@ def check(config: ModelConfig, zero_stage: int = 0) -> None:
             )
     if config.method in ADAPTERS:
         adapter_arguments(config)
-        if zero_stage == 3:
-            print(ADVICE.format(config.method), file=sys.stderr)
+        if zero_stage == 3 or fsdp:
+            print(ADVICE.format(config.method, "FSDP2" if fsdp else "ZeRO-3"), file=sys.stderr)
 
 
 def with_learning_rate(defaults: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _advice(run_dir: Path, owner: LeaseRecord | None, mine: LeaseRecord) -> str:
     if owner and owner.job and (owner.job, owner.restart) == (mine.job, mine.restart) and "RANK" not in os.environ:
         return (
             "tasks of one job that run side by side need a launcher: start one task on each node, with "
-            "`accelerate launch` (docs/cluster/slurm.md), or give each its own name"
+            "`accelerate launch` (docs/cluster/slurm.md), export MASTER_ADDR and MASTER_PORT, or give each its own name"
         )
     return f"wait for it, end it with `touch {run_dir / 'STOP'}`, or choose another name (name={run_dir.name}-2)"
 

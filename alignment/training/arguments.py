@@ -20,6 +20,8 @@ from alignment.memory.shapes import UnknownShape
 from alignment.models.policies import num_parameters
 from alignment.models.sources import ModelSource
 
+FSDP_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimizers whose state is sharded as the weights are, which checkpoints under FSDP2 rely on."""
 ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
@@ -58,12 +60,27 @@ def make_arguments(
             use_cpu=on_cpu,
             remove_unused_columns=False,
         )
+    if processes.under_fsdp():
+        check_under_fsdp(arguments)
     check_against_config(
         bf16=arguments.bf16,
         accumulation=arguments.gradient_accumulation_steps,
         max_grad_norm=arguments.max_grad_norm,
     )
     return arguments
+
+
+def check_under_fsdp(arguments: TrainingArguments) -> None:
+    """Refuse arguments that do not work on sharded weights."""
+    optimizer = arguments.optim.value
+    if optimizer not in FSDP_OPTIMIZERS:
+        raise ConfigError(
+            f"training.optim={optimizer} is not supported under FSDP2; choose one of {', '.join(FSDP_OPTIMIZERS)}, or "
+            "launch with configs/accelerate/zero3.yaml"
+        )
+    for name in ("fp16", "torch_compile"):
+        if getattr(arguments, name):
+            raise ConfigError(f"training.{name} is not supported under FSDP2; remove it")
 
 
 def check_best_model_arguments(merged: Mapping[str, Any], no_eval: bool) -> None:
@@ -135,6 +152,8 @@ def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource]
         return {"parameters": counts, "memory_gb_per_process": str(error)}
     stage = processes.launched_zero_stage()
     strategy = Strategy(f"zero{stage}", stage, processes.launched_offload()) if stage else DDP
+    if processes.under_fsdp():
+        strategy = Strategy("fsdp2", 3)  # it shards as ZeRO-3 does
     memory = estimate(work, strategy, world_size, on_gpu=not processes.on_cpu())
     return {
         "parameters": counts,

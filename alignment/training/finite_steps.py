@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment.distributed import processes
+from alignment.distributed import fsdp, processes
 from alignment.distributed.zero3 import local_shard
 from alignment.errors import CheckpointError, ModelError
 from alignment.runs.journal import Journal
@@ -87,12 +87,15 @@ class FiniteSteps(Halving):
     def _get_grad_norm(self: Any, model: nn.Module, **options: Any) -> Any:
         """The last call before the optimizer's step; DeepSpeed has stepped, or skipped the step, by then."""
         norm = super()._get_grad_norm(model, **options)  # type: ignore[misc]
+        if norm is not None and self.is_fsdp_enabled:
+            norm = fsdp.whole(norm)
         if self.guarded is None:
             return norm
-        if norm is None:  # DeepSpeed computes none without ZeRO and without clipping
-            norm = processes.all_reduce_sum(torch.stack(self._losses).sum())
-        if not math.isfinite(norm):
-            self._skip(model, float(norm))
+        checked = norm
+        if checked is None:  # DeepSpeed gives none without ZeRO
+            checked = processes.all_reduce_sum(torch.stack(self._losses).sum())
+        if not math.isfinite(checked):
+            self._skip(model, float(checked))
         elif self.skipped_in_a_row:
             self.skipped_in_a_row = 0
             self.optimizer._is_overflow = False

@@ -116,17 +116,22 @@ class Halving:
 
     @contextmanager
     def compute_loss_context_manager(self: Any) -> Iterator[None]:
-        """Without DeepSpeed all ranks learn here that a forward pass of one has run out of memory."""
+        """Without DeepSpeed and FSDP all ranks learn here that a forward pass of one has run out of memory."""
         failed = False
         with super().compute_loss_context_manager():  # type: ignore[misc]
             try:
                 yield
             except torch.OutOfMemoryError:
-                if not self._in_step or self.is_deepspeed_enabled:
+                if not self._in_step or self._is_sharded:
                     raise
                 failed = True
-        if self._in_step and not self.is_deepspeed_enabled and processes.all_reduce_max_on_host(int(failed)):
+        if self._in_step and not self._is_sharded and processes.all_reduce_max_on_host(int(failed)):
             raise ForwardOutOfMemoryError
+
+    @property
+    def _is_sharded(self: Any) -> bool:
+        """Whether a forward pass may be a collective, which one rank cannot leave."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _halve(self: Any, num_items: Any) -> None:
         """Double the number of parts.

@@ -62,6 +62,8 @@ def open_checkpoints(
     """
     data = hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
     backend = f"DeepSpeed ZeRO-{stage}" if (stage := processes.launched_zero_stage()) else "no DeepSpeed"
+    if processes.under_fsdp():
+        backend = "FSDP2"
     processes.on_main_process(lambda: start.check(data, backend))
     return Checkpoints(
         config.run_dir, start.run.id, keep=keep, data=data, backend=backend, journal_offsets=journal.offsets,

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.training_args import TrainingArguments
 
-from alignment.distributed import heartbeat
+from alignment.distributed import fsdp, heartbeat
 from alignment.distributed import processes as distributed
 from alignment.distributed.zero_checkpoint import UNIVERSAL, repair_zero3_state, resharded
 from alignment.errors import CheckpointError
@@ -100,6 +100,13 @@ class Resumable(FiniteSteps):
                 self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
             yield str(folder)
 
+    def create_accelerator_and_postprocess(self: Any) -> None:
+        distributed.admit_fsdp()
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        distributed.save_whole(self.accelerator)
+        if self.is_fsdp_enabled:
+            fsdp.configure(self.accelerator)
+
     # Saving
 
     def running_state(self: Any) -> dict[str, Any]:
@@ -145,8 +152,11 @@ class Resumable(FiniteSteps):
                 keep_files(self.best.folder, folder / BEST)
         if self.is_deepspeed_enabled:
             self._save_optimizer_and_scheduler(str(folder))
+        elif self.is_fsdp_enabled:
+            fsdp.save(folder, trained_tensors(self.model), self.optimizer, schedule=self.lr_scheduler.state_dict())
         elif distributed.is_main_process():
-            save_file(trained_weights(self.model), folder / WEIGHTS)
+            weights = trained_tensors(self.model).items()
+            save_file({name: tensor.clone().contiguous() for name, tensor in weights}, folder / WEIGHTS)
             states = {"optimizer": self.optimizer.state_dict(), "schedule": self.lr_scheduler.state_dict()}
             save_state(folder / OPTIMIZER, states)
 
@@ -159,6 +169,8 @@ class Resumable(FiniteSteps):
         return schedule
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:  # loaded with the optimizer
+            return
         load_trained_weights(self.model, load_file(Path(resume_from_checkpoint, WEIGHTS)))
 
     def _load_optimizer_and_scheduler(self: Any, checkpoint: str | None) -> None:
@@ -167,6 +179,9 @@ class Resumable(FiniteSteps):
         if self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             repair_zero3_state(self.model_wrapped, Path(checkpoint))
+        elif self.is_fsdp_enabled:
+            saved, weights = self.resumed.manifest.world_size, trained_tensors(self.model)
+            self.lr_scheduler.load_state_dict(fsdp.load(Path(checkpoint), saved, weights, self.optimizer)["schedule"])
         else:
             states = load_state(Path(checkpoint, OPTIMIZER))
             self.optimizer.load_state_dict(states["optimizer"])
@@ -279,19 +294,16 @@ def set_epoch(loader: Any, epoch: int) -> None:
         wrapper = getattr(wrapper, "batch_sampler", None)
 
 
-def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes: parameters with a gradient, and persistent buffers."""
-    weights = {name: p.detach().contiguous() for name, p in module.named_parameters() if p.requires_grad}
-    saved = module.state_dict()
-    weights |= {f"buffer:{name}": b.detach().clone() for name, b in module.named_buffers() if name in saved}
-    return weights
+    saved = module.state_dict()  # first: under FSDP it frees weights that an evaluation has left gathered
+    tensors: dict[str, Tensor] = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    return tensors | {f"buffer:{name}": b for name, b in module.named_buffers() if name in saved}
 
 
 def load_trained_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load the tensors of `trained_weights`."""
-    targets: dict[str, Tensor] = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    saved = module.state_dict()
-    targets |= {f"buffer:{name}": b for name, b in module.named_buffers() if name in saved}
+    """Load the tensors of `trained_tensors`."""
+    targets = trained_tensors(module)
     assert set(targets) == set(weights), set(targets) ^ set(weights)
     with torch.no_grad():
         for name, tensor in targets.items():

@@ -29,7 +29,7 @@ from alignment.config.reference import as_text, find_keys
 from alignment.config.sections import RunConfig
 from alignment.distributed import heartbeat
 from alignment.distributed.build_locks import warn_about_stale_locks
-from alignment.distributed.launch_files import check_launch, refuse_deepspeed_launcher
+from alignment.distributed.launch_files import check_launch, join_slurm_step, refuse_deepspeed_launcher
 from alignment.distributed.positions import own_path
 from alignment.distributed.ticker import ticking
 from alignment.errors import Preempted, UserError
@@ -116,6 +116,7 @@ def run_stage(
         return 2
     args = parser.parse_intermixed_args(arguments)
     quiet_libraries()
+    join_slurm_step()
     attempt = _Attempt(stage, args)
     with attempt.held as stack:
         try:
@@ -358,6 +359,7 @@ def quiet_libraries() -> None:
     }.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")  # nothing changes it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional package
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import ppo.publish
 import ppo.rollout
 import ppo.update
+from alignment.distributed import fsdp
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Sampled
 
@@ -63,7 +64,7 @@ def recorded_publish(original):
         heads = [member.head for scorer in models.scorers() for member in scorer.members]
         whole = {id(parameter) for head in heads for parameter in head.parameters()}  # few numbers each
         parameters = [parameter for module in modules for parameter in module.parameters()]
-        held = sum(parameter.numel() for parameter in parameters if id(parameter) not in whole)
+        held = sum(fsdp.local(parameter).numel() for parameter in parameters if id(parameter) not in whole)
         (folder() / f"parted-{os.environ['RANK']}.json").write_text(json.dumps(held))
         weights = loop.engine.full_state_dict()
         if os.environ["RANK"] == "0":

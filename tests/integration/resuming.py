@@ -96,7 +96,7 @@ def plain_ranks(count: int) -> list[dict[str, str]]:
 def launched_ranks(launch_file: Path, count: int = 2) -> list[dict[str, str]]:
     """The environment that `accelerate launch` with a file makes for each of so many processes, without the launch."""
     from accelerate.commands import launch
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     with (
         mock.patch.object(launch, "deepspeed_launcher") as launcher,
@@ -104,9 +104,10 @@ def launched_ranks(launch_file: Path, count: int = 2) -> list[dict[str, str]]:
     ):
         launch.launch_command(launch.launch_command_parser().parse_args(["--config_file", str(launch_file), "x"]))
     if plain.called:
-        return plain_ranks(count)
-    _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
-    own = {name: value for name, value in variables.items() if name.startswith("ACCELERATE_")}
+        variables = prepare_multi_gpu_env(*plain.call_args.args)
+    else:
+        _, variables = prepare_deepspeed_cmd_env(*launcher.call_args.args)
+    own = {name: value for name, value in variables.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
     return [{**own, **rank} for rank in plain_ranks(count)]
 
 
@@ -192,7 +193,8 @@ def check_same(house: Path, name: str, other: str) -> None:
         assert same(load_file(whole.path / path), load_file(resumed.path / path)), path
     last, again = (sorted((runs / run / "checkpoints").glob("step-*"))[-1] for run in (name, other))
     assert last.name == again.name
-    optimizers = [*last.glob("engine.pt"), *last.glob("optimizer.pt"), *last.rglob("*optim_states.pt")]
+    kinds = ("engine.pt", "optimizer.pt", "shards-*.pt", "**/*optim_states.pt")
+    optimizers = [path for kind in kinds for path in last.glob(kind)]
     assert optimizers
     for path in optimizers:
         assert same(read(path), read(again / path.relative_to(last))), path

@@ -328,6 +328,17 @@ def test_under_zero_two_processes_then_four_then_two_take_the_steps_of_one(house
     assert not list((house / "runs" / run / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "ppo"])
+def test_under_fsdp2_two_processes_then_one_then_four_take_the_steps_of_one(house, server, name, tmp_path):
+    launch_file = launching.ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+    attempts = ATTEMPTS.get(name, ATTEMPTS["rows"])
+    ranks = [(launched_ranks(launch_file, count), action) for count, action in attempts]
+    takes_the_steps_of_one(house, server, name, f"{name}-elastic-fsdp2", ranks, tmp_path)
+    (backend,) = [event for event in events(house, f"{name}-elastic-fsdp2") if event["event"] == "backend"]
+    assert (backend["engine"], backend["world_size"]) == ("FSDP2", 2 if name == "ppo" else 4)  # PPO notes its start
+
+
 def takes_the_steps_of_one(house: Path, server: Any, name: str, other: str, attempts: list, folder: Path) -> None:
     """A run on one process, and another whose attempts have environments of processes, to the last of which something
     happens: rows, losses and weights are the same."""

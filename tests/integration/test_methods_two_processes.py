@@ -13,11 +13,12 @@ from alignment.models.methods import METHODS
 from alignment.registry import Registry
 
 HERE = Path(__file__).resolve().parent
-ZERO3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
+ZERO3, FSDP2 = (launching.ROOT / "configs" / "accelerate" / f"{name}.yaml" for name in ("zero3", "fsdp2"))
 BACKENDS = {
     "DDP": ("DistributedDataParallel", 0),
     "ZeRO-2": ("DeepSpeedEngine", 2),
     "ZeRO-3": ("DeepSpeedEngine", 3),
+    "FSDP2": ("FSDP2", 0),
 }
 # Going on with a published adapter, and a new one on it merged.
 AGAIN = {"lora-again": ("lora", "one-lora"), "loha-again": ("loha", "one-loha"), "qlora-on-lora": ("qlora", "one-lora")}
@@ -71,8 +72,9 @@ def two_processes(request, house, one_process):
     """Every method that the matrix allows there, on two processes; that they really ran so is checked."""
     backend = request.param
     (house / "ddp.yaml").write_text(launching.DDP)
-    launch_file = {"DDP": house / "ddp.yaml", "ZeRO-2": launching.ZERO2, "ZeRO-3": ZERO3}[backend]
-    runs = {method: (method, "start") for method in ALLOWED[backend]} | AGAIN
+    launch_file = {"DDP": house / "ddp.yaml", "ZeRO-2": launching.ZERO2, "ZeRO-3": ZERO3, "FSDP2": FSDP2}[backend]
+    again = {run: each for run, each in AGAIN.items() if each[0] in ALLOWED[backend]}
+    runs = {method: (method, "start") for method in ALLOWED[backend]} | again
     names = {run: f"{backend}-{run}".lower() for run in runs}
     for run, (method, model) in runs.items():
         write_config(house, names[run], method, 4, {"name": model})

@@ -81,29 +81,34 @@ def test_every_method_resumes(house, forks, method):
     killed_and_resumed(house, f"sft-{method}-once", [4, 3], killing(house, forks), sections)
 
 
-def resumed_on_two(house: Path, name: str, zero_stage: int, call: Any, calls_per_step: int) -> None:
-    """Killed and resumed under ZeRO, which is also what ran."""
-    kills, run = [kill_at * calls_per_step for kill_at in kills_of(name, 5)], f"{name}-zero{zero_stage}"
+def resumed_on_two(house: Path, name: str, ran: tuple[str, int], call: Any, calls_per_step: int) -> None:
+    """Killed and resumed under an engine and its ZeRO stage, which is also what ran."""
+    kills, run = [kill_at * calls_per_step for kill_at in kills_of(name, 5)], f"{name}-{ran[0].lower()}{ran[1]}"
     killed_and_resumed(house, run, kills, killing(house, call), SECTIONS[name])
     events = [json.loads(line) for line in (house / "runs" / run / "events.jsonl").read_text().splitlines()]
-    (backend,) = [event for event in events if event["event"] == "backend"]
-    assert {key: backend[key] for key in ("engine", "world_size", "zero_stage")} == {
-        "engine": "DeepSpeedEngine", "world_size": 2, "zero_stage": zero_stage,
-    }  # fmt: skip
+    backends = [event for event in events if event["event"] == "backend"]  # one a member
+    assert {(each["engine"], each["zero_stage"], each["world_size"]) for each in backends} == {(*ran, 2)}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-heads", "ppo"])
 def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
     # ZeRO steps each parameter group by itself
-    resumed_on_two(house, name, 2, two_forks, calls_per_step=1 if name == "sft" else 2)
+    resumed_on_two(house, name, ("DeepSpeedEngine", 2), two_forks, calls_per_step=1 if name == "sft" else 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft-padded", "reward", "reward-heads", "ppo", "ppo-lora"])
 def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
     zero3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
-    resumed_on_two(house, name, 3, forks_of(zero3), calls_per_step=2)
+    resumed_on_two(house, name, ("DeepSpeedEngine", 3), forks_of(zero3), calls_per_step=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-members", "ppo", "ppo-lora"])
+def test_killed_and_resumed_under_fsdp2_on_two_processes(house, forks_of, name):
+    fsdp2 = launching.ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+    resumed_on_two(house, name, ("FSDP2", 0), forks_of(fsdp2), calls_per_step=1)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ DEEPSPEED = {
     "zero3-nvme": (3, "nvme"),
     "multinode": (2, "none"),
 }
-PLAIN = {"cpu": "MULTI_GPU", "single": "NO", "ddp": "MULTI_GPU"}
+PLAIN = {"cpu": "MULTI_GPU", "single": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}
 
 
 def parsed(path, *options):
@@ -62,6 +62,7 @@ def test_a_plain_file_launches_what_it_says(name):
     found = parsed(path)
     assert not found.use_deepspeed
     assert found.multi_gpu == (PLAIN[name] == "MULTI_GPU")
+    assert found.use_fsdp == (name == "fsdp2")
     assert found.use_cpu == (name == "cpu")
     if found.multi_gpu:
         assert "ACCELERATE_USE_DEEPSPEED" not in prepare_multi_gpu_env(found)

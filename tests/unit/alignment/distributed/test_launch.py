@@ -1,14 +1,20 @@
 """A launch is obeyed, or refused in one line before anything is loaded."""
 
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from transformers.training_args import OptimizerNames
 
 from alignment.config.sections import RunConfig
 from alignment.distributed import processes
-from alignment.distributed.launch_files import check_against_config, check_launch
+from alignment.distributed.launch_files import check_against_config, check_launch, join_slurm_step
 from alignment.errors import UserError
+from alignment.training.arguments import check_under_fsdp
 from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
 from ppo.train import train as train_ppo
@@ -36,7 +42,6 @@ def deepspeed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("ACCELERATE_USE_FSDP", "true", r"FSDP .* launch with configs/accelerate/zero2\.yaml or zero3\.yaml"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", r"mixed_precision: fp16; write mixed_precision: 'no'"),
@@ -54,7 +59,7 @@ def test_a_launch_that_no_stage_runs_under_is_refused(monkeypatch, name, value, 
 def test_each_stage_refuses_it_at_its_start(stage, tmp_path, monkeypatch, capsys):
     (tmp_path / "c.yaml").write_text("name: x\ndata: {train: d.jsonl}\nregistry: {name: x}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_MEGATRON_LM", "true")
 
     def never(*given):
         raise AssertionError("was trained")
@@ -62,7 +67,62 @@ def test_each_stage_refuses_it_at_its_start(stage, tmp_path, monkeypatch, capsys
     for option in ([], ["--dry-run"]):
         assert run_stage(stage, RunConfig, never, never, ["c.yaml", *option]) == 2
         error = capsys.readouterr().err
-        assert error.startswith("error: the launch file asks for FSDP") and error.count("\n") == 1
+        assert error.startswith("error: the launch file asks for Megatron-LM") and error.count("\n") == 1
+
+
+@pytest.fixture
+def fsdp2(monkeypatch):
+    """What `accelerate launch` makes of fsdp2.yaml."""
+    path = Path(__file__).resolve().parents[4] / "configs" / "accelerate" / "fsdp2.yaml"
+    arguments = ["--config_file", str(path), "--main_process_port", "0", "-m", "sft", "a.yaml"]
+    found, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    for name, value in prepare_multi_gpu_env(found).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("VERSION", "1", r"fsdp_version: 1, .* write fsdp_version: 2"),
+        ("VERSION", None, r"fsdp_version: 1, "),
+        ("AUTO_WRAP_POLICY", None, r"fsdp_auto_wrap_policy: NO_WRAP, .* write .*: TRANSFORMER_BASED_WRAP"),
+        ("AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "fsdp_auto_wrap_policy: SIZE_BASED_WRAP"),
+        ("TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer", r"fsdp_transformer_layer_cls_to_wrap: Llama.*; remove it"),
+        ("CPU_RAM_EFFICIENT_LOADING", "true", "write fsdp_cpu_ram_efficient_loading: false"),
+        ("OFFLOAD_PARAMS", "true", r"fsdp_offload_params: true, .*/zero3-offload\.yaml"),
+        ("ACTIVATION_CHECKPOINTING", "true", r"training\.gradient_checkpointing=true"),
+        ("SHARDING_STRATEGY", "HYBRID_SHARD", "fsdp_sharding_strategy: HYBRID_SHARD"),
+        ("STATE_DICT_TYPE", "LOCAL_STATE_DICT", "fsdp_state_dict_type: LOCAL_STATE_DICT"),
+        ("IGNORED_MODULES", ".*head", "fsdp_ignored_modules"),
+        ("RESHARD_AFTER_FORWARD", "FULL_SHARD", "fsdp_reshard_after_forward: FULL_SHARD, .* write true or false"),
+        ("BACKWARD_PREFETCH", "BACKWARD_POST", "FSDP2 has no such setting"),
+        ("FORWARD_PREFETCH", "true", "FSDP2 has no such setting"),
+        ("USE_ORIG_PARAMS", "false", "FSDP2 has no such setting"),
+        ("SYNC_MODULE_STATES", "false", "FSDP2 has no such setting"),
+    ],
+)
+def test_what_an_fsdp_launch_must_not_say(fsdp2, monkeypatch, name, value, said):
+    check_launch()
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    check_launch()
+    monkeypatch.delenv(f"FSDP_{name}") if value is None else monkeypatch.setenv(f"FSDP_{name}", value)
+    with pytest.raises(UserError, match=said):
+        check_launch()
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"optim": "adafactor"}, r"training\.optim=adafactor is not supported under FSDP2; choose one of adamw_torch"),
+        ({"fp16": True}, r"training\.fp16 is not supported under FSDP2"),
+    ],
+)
+def test_what_does_not_work_on_shards_is_refused(training, said):
+    arguments = SimpleNamespace(optim=OptimizerNames.ADAMW_TORCH, fp16=False, torch_compile=False)
+    check_under_fsdp(arguments)
+    given = training | ({"optim": OptimizerNames(training["optim"])} if "optim" in training else {})
+    with pytest.raises(UserError, match=said):
+        check_under_fsdp(SimpleNamespace(**vars(arguments) | given))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +218,25 @@ def test_the_deepspeed_launcher_is_refused_with_the_command_that_works(argument,
     error = capsys.readouterr().err
     command = "accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 2 -m sft a.yaml training"
     assert command in error and error.count("\n") == 1
+
+
+def test_tasks_of_srun_are_one_launch_where_they_know_where_to_meet(monkeypatch):
+    step = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4"}
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    for name in (*names, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    join_slurm_step()
+    assert "RANK" not in os.environ  # runs of their own
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    join_slurm_step()
+    assert [os.environ[name] for name in names] == ["3", "1", "4"]
+    monkeypatch.setenv("RANK", "0")  # torchrun's, started by srun
+    join_slurm_step()
+    assert os.environ["RANK"] == "0"
 
 
 class _State:
