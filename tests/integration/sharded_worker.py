@@ -88,13 +88,15 @@ def peak_into(found: dict[str, int], name: str, base: int) -> Iterator[None]:
         done.set()
         thread.join()
         found[name] = highest[0] - base
-        print(name, highest[0] - base, anonymous() - base, flush=True)
 
 
 def main(file: Path, out: Path) -> None:
     config = PPOStageConfig.model_validate(json.loads(file.read_text()))
     processes.start_processes()
     accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
+    import deepspeed.runtime.zero.parameter_offload  # noqa: F401 - what it takes is no part of a model
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM  # noqa: F401
+
     found: dict[str, int] = {}
     base = anonymous()
     train_set, _ = train_and_eval(config.data, to_prompts)
