@@ -105,7 +105,7 @@ class Role:
         return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
 
     def rescale_head(self) -> Role:
-        """Bring the head's weight to length 1, so that an optimizer step means the same whatever the scores' scale."""
+        """Scale the head's weight to length 1, so that an optimizer step has the same effect at any scale of scores."""
         assert isinstance(self.head, ScoreHead) and not isinstance(self.head.score_bias, list)
         scale = float(self.head.weight.detach().norm()) or 1.0
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """What annotators of QA-Feedback marked in an answer, as judgements of attributes: three kinds of error.
 
-`feedback` of a row has the errors of `prediction 1`, and `corrected-prediction`, the same answer as the annotator
-rewrote it to mend them. The two are a pair: in an attribute with errors the corrected answer is better, in one without
-errors they are alike. The kinds are those of the data's authors (Wu et al. 2023, section 4).
+`feedback` of a row has the errors of `prediction 1`, and `corrected-prediction`, the same answer with the errors
+corrected by the annotator. The two are a pair: in an attribute with errors the corrected answer is better, and in one
+without errors they are tied. The kinds are those of the data's authors (Wu et al. 2023, section 4).
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ def admit_fsdp() -> None:
 
 
 def save_whole(accelerator: Accelerator) -> None:
-    """Gather ZeRO-3's weights when the model is saved, whatever the launch file says: shards cannot be published."""
+    """Gather ZeRO-3's weights when the model is saved, also if the launch file does not ask for it: shards cannot be
+    published."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None and plugin.zero_stage == 3:
         plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True

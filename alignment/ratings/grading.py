@@ -29,7 +29,7 @@ def graded_questions(
 ) -> Iterator[GradedAnswer]:
     """The questions to which the gold answer says something, as far as this rating was asked them.
 
-    On the pair scale the side counts, whatever the strength; a number from 1 to 7 may be one point off, for each
+    On the pair scale only the side counts, not the strength; a number from 1 to 7 may be one point off, for each
     completion; reasons have to be the same ones.
 
     Args:
