@@ -20,6 +20,13 @@ from sft.trainer import SFTTrainer, sorted_and_even
 ROWS = [row(list(range(3, 3 + length)), prompt=length // 3) for length in (4, 17, 9, 30, 5, 12, 21, 8)]
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """accelerate keeps the precision of the last trainer in this process, and other tests ask for another."""
+    yield
+    reset_accelerator()
+
+
 def make(tmp_path, tokenizer, model, *, packed=False, eval_rows=None, penalty=None, **arguments):
     defaults = {
         "per_device_train_batch_size": 8,
