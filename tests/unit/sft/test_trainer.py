@@ -13,6 +13,7 @@ from helpers.architectures import build, row
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
+from alignment.distributed.processes import reset_accelerator
 from sft.packing import pack_attention
 from sft.selfcheck import SelfCheck
 from sft.trainer import SFTTrainer, sorted_and_even
