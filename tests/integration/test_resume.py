@@ -116,7 +116,9 @@ def test_killed_and_resumed_under_fsdp2_on_two_processes(house, forks_of, name):
 def test_the_multiplier_of_a_bound_comes_back_on_two_processes(house, forks_of, zero_stage):
     launch_file = launching.ROOT / "configs" / "accelerate" / f"zero{zero_stage}.yaml"
     resumed_on_two(house, "ppo-bound", ("DeepSpeedEngine", zero_stage), forks_of(launch_file), calls_per_step=2)
-    lines = (house / "runs" / f"ppo-bound-deepspeedengine{zero_stage}-killed" / "metrics.jsonl").read_text().splitlines()
+    lines = (
+        (house / "runs" / f"ppo-bound-deepspeedengine{zero_stage}-killed" / "metrics.jsonl").read_text().splitlines()
+    )
     multipliers = [row["multiplier/brief"] for row in map(json.loads, lines) if "multiplier/brief" in row]
     assert len(multipliers) == len(set(multipliers)) == 12
 
