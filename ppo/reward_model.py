@@ -15,7 +15,7 @@ from alignment.models.scalar import ScalarModel
 from alignment.templates.rendering import Message, encode_to_score
 from alignment.tensors import pad_rows
 from ppo.roles import Role
-from ppo.sequences import Row, lay_out, split_by_tokens
+from ppo.sequences import Row, lay_out, split_by_tokens, split_further
 
 
 class RewardModel:
@@ -97,9 +97,12 @@ class RewardModel:
         return scores
 
     def _in_step(self, parts: list[list[int]]) -> list[list[int]]:
-        """As many parts as the process with the most has; the filling is computed twice."""
-        missing = processes.all_reduce_max(len(parts)) - len(parts) if self.sharded else 0
-        return parts + parts[:1] * missing
+        """As many parts as the process with the most has; where rows are too few, some are computed twice."""
+        if not self.sharded:
+            return parts
+        count = processes.all_reduce_max(len(parts))
+        parts = split_further(parts, count)
+        return parts + parts[:1] * (count - len(parts))
 
     def _by_text(self, conversations: Sequence[Sequence[Message]], device: torch.device) -> Tensor:
         assert self.text_model is not None and self.tokenizer is not None

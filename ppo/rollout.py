@@ -27,7 +27,7 @@ from ppo.prompts import Task
 from ppo.reward_model import RewardModel
 from ppo.reward_sources import Source
 from ppo.roles import NO_GRADIENT, Pass, Role
-from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
+from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens, split_further
 
 T = TypeVar("T")
 
@@ -273,9 +273,10 @@ class Collector:
         max_tokens = NO_GRADIENT * self.config.training.microbatch_tokens
         packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
         parts = split_by_tokens(rows, range(len(rows)), max_tokens, packed)
+        count = all_reduce_max(len(parts)) if self.models.sharded else len(parts)
+        parts = split_further(parts, count)
         batches = [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
-        missing = all_reduce_max(len(batches)) - len(batches) if self.models.sharded else 0
-        return batches + batches[:1] * missing
+        return batches + batches[:1] * (count - len(batches))
 
     def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
         """Calls that fill the grids, each with the role whose weights it takes.

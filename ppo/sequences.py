@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignment.models.packing import positions, row_arguments
 from alignment.tensors import pad_rows
+
+T = TypeVar("T")
 
 
 class Row(NamedTuple):
@@ -153,4 +155,16 @@ def split_by_tokens(rows: Sequence[Row], row_indices: Sequence[int], max_tokens:
             tokens, width, own = 0, 0, row.num_tokens
         parts[-1].append(row_index)
         tokens, width, prompt = tokens + own, max(width, row.num_tokens), row.prompt
+    return parts
+
+
+def split_further(parts: Sequence[list[T]], count: int) -> list[list[T]]:
+    """Parts with the largest cut in two until there are `count`; fewer where each has a single row left."""
+    parts = list(parts)
+    while len(parts) < count:
+        largest = max(range(len(parts)), key=lambda number: len(parts[number]))
+        half = len(parts[largest]) // 2
+        if not half:
+            break
+        parts[largest : largest + 1] = [parts[largest][:half], parts[largest][half:]]
     return parts

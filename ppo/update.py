@@ -17,12 +17,13 @@ from alignment.terminal import say
 from alignment.training.halving import MAX_HALVINGS
 from ppo.algorithm import kl_loss, policy_loss, truncated_importance_weights, value_loss
 from ppo.config import PPOStageConfig
+from ppo.episodes import Episodes, shares_by_tokens
 from ppo.metrics import MetricSums
 from ppo.models import Models
 from ppo.prompts import prompt_batches
 from ppo.roles import Outputs, Pass
 from ppo.rollout import Rollout
-from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens
+from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens, split_further
 from ppo.targets import CriticTargets, Targets
 
 ROLES = ("policy", "value")
@@ -37,16 +38,16 @@ differ by 1e-6; a wrong mask, position or dropout makes tenths and more. The lim
 measured on a GPU. It is on the mean, because rounding can move single rare tokens far."""
 
 
-def minibatches(total: int, count: int, start: int, stop: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """This process's rows of each of `count` minibatches of `total` episodes: those from `start` to `stop`, from 0 on.
+def minibatches(total: int, count: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """The rows of each of `count` minibatches of `total` episodes, over all processes.
 
-    Each block of `count` consecutive episodes contributes one to each minibatch. So the minibatches do not depend on
-    the number of processes, and each process has an equal part of each.
+    Each block of `count` consecutive episodes contributes one to each minibatch, so that each has answers to every
+    prompt that has as many.
     """
     order = torch.rand(total // count, count, generator=generator).argsort(1)
     episodes = torch.arange(total).view(-1, count).gather(1, order)
     for column in range(count):
-        yield [episode - start for episode in episodes[:, column].tolist() if start <= episode < stop]
+        yield episodes[:, column].tolist()
 
 
 class Updater:
@@ -92,18 +93,17 @@ class Updater:
         if step == 0:  # fitting the critic may have stepped the policy with gradients of 0
             self.engine.restart(POLICY_GROUP)
         generator = torch.Generator().manual_seed(stream_seed("minibatches", self.config.training.seed, step))
-        start = accelerator.process_index * len(rollout)
-        total = accelerator.num_processes * len(rollout)
+        episodes = Episodes.of(rollout, targets).of_all_processes()
         parts = [
-            rows
+            shares_by_tokens(episodes.rows, rows, accelerator.num_processes)[accelerator.process_index]
             for _ in range(ppo.num_epochs)
-            for rows in minibatches(total, ppo.num_minibatches, start, start + len(rollout), generator)
+            for rows in minibatches(len(episodes), ppo.num_minibatches, generator)
         ]
         sums = MetricSums()
         norms: list[dict[str, float]] = []
         first_ratio = math.nan
         for rows in parts:
-            step_sums, step_norms = self._optimizer_step(step, rollout, targets, rows, is_first=not norms)
+            step_sums, step_norms = self._optimizer_step(step, episodes, rows, is_first=not norms)
             if not norms:
                 first_ratio = step_sums.means()["policy/ratio"]
             sums.merge(step_sums)
@@ -118,13 +118,12 @@ class Updater:
     def fit_critic(self, rollout: Rollout, critic: CriticTargets, rows: list[int]) -> None:
         """One optimizer step of the critic alone; the policy's learning rate must be 0. Values are not clipped."""
         targets = Targets(torch.zeros_like(critic.returns), 0.0, critic)
-        self._optimizer_step(-1, rollout, targets, rows, is_first=False, only_critic=True)
+        self._optimizer_step(-1, Episodes.of(rollout, targets), rows, is_first=False, only_critic=True)
 
     def _optimizer_step(
         self,
         step: int,
-        rollout: Rollout,
-        targets: Targets,
+        episodes: Episodes,
         rows: list[int],
         is_first: bool,
         only_critic: bool = False,
@@ -139,8 +138,8 @@ class Updater:
         """
         heartbeat.enter(f"optimizer step {self.num_steps + 1}, iteration {step + 1}")
         ptx_rows = [] if only_critic else self._next_ptx_rows()
-        while (done := self._gradients(rollout, targets, rows, ptx_rows, is_first, only_critic)) is None:
-            self._halve(step, rollout.rows, rows)
+        while (done := self._gradients(episodes, rows, ptx_rows, is_first, only_critic)) is None:
+            self._halve(step, episodes.rows, rows)
         sums, difference = done
         if is_first:
             self._check_first(difference, step)
@@ -157,8 +156,7 @@ class Updater:
 
     def _gradients(
         self,
-        rollout: Rollout,
-        targets: Targets,
+        episodes: Episodes,
         rows: list[int],
         ptx_rows: list[int],
         is_first: bool,
@@ -170,9 +168,9 @@ class Updater:
             The metrics' sums; of the first minibatch, the mean difference of log-probabilities from the rollout's.
         """
         value_clip_range = math.inf if only_critic else self.config.ppo.value_clip_range
-        batches = self._microbatches(rollout.rows, rows)
+        batches = self._microbatches(episodes.rows, rows)
         ptx = self._microbatches(self.ptx_rows, ptx_rows) if self.ptx_rows and not only_critic else []
-        counts = [rollout.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
+        counts = [episodes.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
         num_tokens, num_ptx = all_reduce_sum(torch.tensor(counts, dtype=torch.float64, device=self.device))
         passes: tuple[Pass, ...] = ("value",) if only_critic else self.models.trained.passes
         # All of the policy's first: their logits are gone before the critic has gradients.
@@ -189,9 +187,9 @@ class Updater:
                     loss = self._ptx_loss(batch, num_ptx, sums)
                 else:
                     outputs = self.engine.forward(batch, what, self.config.rollout.temperature, self._wants_entropy)
-                    loss = self._loss(outputs, batch, rollout, targets, num_tokens, sums, value_clip_range)
+                    loss = self._loss(outputs, batch, episodes, num_tokens, sums, value_clip_range)
                     if is_first and outputs.logprobs is not None:
-                        difference = outputs.logprobs.detach() - batch.pick(rollout.old_logprobs)
+                        difference = outputs.logprobs.detach() - batch.pick(episodes.old_logprobs)
                         difference_sum.add_(torch.where(batch.mask, difference.abs(), 0.0).sum())
                 self.engine.backward(loss, last=number == len(work) - 1)
 
@@ -247,19 +245,20 @@ class Updater:
         return self.config.ppo.entropy_coef > 0
 
     def _microbatches(self, all_rows: Sequence[Row], row_indices: Sequence[int]) -> list[Microbatch]:
-        """Rows of like length together; as many batches on each process, since under ZeRO each is a collective."""
+        """Rows of like length together; as many batches on each process, since under ZeRO each is a collective. A
+        process with fewer cuts its batches in two; one with too few rows for that adds passes that teach nothing."""
         packed, pad = self.models.packed, self.models.tokenizer.pad_token_id
         parts = split_by_tokens(all_rows, row_indices, self.microbatch_tokens, packed)
+        count = all_reduce_max(len(parts))
+        parts = split_further(parts, count)
         batches = [lay_out([all_rows[n] for n in part], part, packed, pad, self.device) for part in parts]
-        missing = all_reduce_max(len(batches)) - len(batches)
-        return batches + [batches[0].as_filler()] * missing
+        return batches + [batches[0].as_filler()] * (count - len(batches))
 
     def _loss(
         self,
         outputs: Outputs,
         batch: Microbatch,
-        rollout: Rollout,
-        targets: Targets,
+        episodes: Episodes,
         num_tokens: Tensor,
         sums: MetricSums,
         value_clip_range: float,
@@ -269,33 +268,32 @@ class Updater:
         terms: list[Tensor] = []
         totals: dict[str, Tensor] = {}
         if outputs.logprobs is not None:
-            old = batch.pick(rollout.old_logprobs)
+            old = batch.pick(episodes.old_logprobs)
             weights = None
-            if rollout.sampled_logprobs is not None:
-                sampled = batch.pick(rollout.sampled_logprobs)
+            if episodes.sampled_logprobs is not None:
+                sampled = batch.pick(episodes.sampled_logprobs)
                 weights = truncated_importance_weights(old, sampled, mask)
             policy = policy_loss(
-                outputs.logprobs, old, batch.pick(targets.advantages), mask, ppo.clip_sides, num_tokens,
+                outputs.logprobs, old, batch.pick(episodes.advantages), mask, ppo.clip_sides, num_tokens,
                 weights=weights,
             )  # fmt: skip
             terms.append(policy.loss)
             totals |= {"policy/loss": policy.loss * num_tokens, "policy/ratio": policy.ratio_sum}
             totals |= {"policy/approx_kl": policy.kl_sum, "policy/clip_fraction": policy.num_clipped}
             if ppo.kl_in == "loss":
-                ref = batch.pick(rollout.ref_logprobs)
+                ref = batch.pick(episodes.ref_logprobs)
                 kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens)
-                terms.append(targets.loss_kl_coef * kl)
+                terms.append(episodes.loss_kl_coef * kl)
                 totals["policy/kl_loss"] = kl * num_tokens
             if outputs.entropy is not None:
                 entropy = torch.where(mask, outputs.entropy, 0.0).sum()
                 terms.append(-ppo.entropy_coef * entropy / num_tokens)
                 totals["policy/entropy_bonus"] = entropy
         if outputs.values is not None:
-            critic = targets.critic
-            assert critic is not None
+            assert episodes.old_values is not None and episodes.returns is not None
             value = value_loss(
-                critic.head_stats.normalise(outputs.values), batch.pick(critic.old_values), batch.pick(critic.returns),
-                mask, value_clip_range, num_tokens,
+                episodes.head_stats.normalise(outputs.values), batch.pick(episodes.old_values),
+                batch.pick(episodes.returns), mask, value_clip_range, num_tokens,
             )  # fmt: skip
             terms.append(ppo.vf_coef * value.loss)
             totals |= {"value/loss": value.loss * num_tokens, "value/clip_fraction": value.num_clipped}

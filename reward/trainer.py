@@ -149,6 +149,10 @@ class QuestionTrainer(Resumable, RewardTrainer):
             for index, question in asked
         ]
 
+    def tokens_of_rows(self) -> list[int] | None:
+        rows = [self._questions[index] for index in self.train_dataset["question"]]
+        return [len(row.prompt_ids) + sum(map(len, row.completion_ids)) for row in rows]
+
     counted = ("_tokens", "_sums", "_metrics")
 
     def split(self, batch: dict[str, Any], count: int) -> list[dict[str, Any]]:

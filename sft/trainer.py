@@ -132,6 +132,9 @@ class SFTTrainer(Resumable, trl.SFTTrainer):
         wanted = {tuple(row) for row in rows_in(batch)}
         return [index for index, ids in enumerate(self.train_dataset["input_ids"]) if tuple(ids) in wanted]
 
+    def tokens_of_rows(self) -> list[int] | None:
+        return [len(ids) for ids in self.train_dataset["input_ids"]]
+
     counted = ("_tokens", "_train_sums", "_metrics")
 
     def split(self, batch: dict[str, Any], count: int) -> list[dict[str, Any]]:

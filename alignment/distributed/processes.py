@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, PartialState
+from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
@@ -130,6 +131,21 @@ def gather_lists(values: list[Any]) -> list[list[Any]]:
     lists: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(lists, values)
     return lists
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks' tensors, which have one shape, in rank order, on every rank."""
+    if world_size() == 1:
+        return x
+    shares = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    torch.distributed.all_gather(shares, x.contiguous())
+    return torch.cat(shares)
+
+
+def shard_of_batches(loader: Any) -> BatchSamplerShard | None:
+    """What gives each process its batches of a prepared loader: every so many-th. None where nothing does."""
+    shard = getattr(loader, "batch_sampler", None)
+    return shard if isinstance(shard, BatchSamplerShard) and not shard.split_batches else None
 
 
 def world_size() -> int:

@@ -31,6 +31,7 @@ from alignment.runs.journal import Journal
 from alignment.runs.signals import Control, Wanted, exit_if_preempted, note_step
 from alignment.runs.world_size import redistributed
 from alignment.seeds import random_state, set_random_state, stream_seed
+from alignment.training.balance import BalancedBatches
 from alignment.training.best_model import BestModel
 from alignment.training.finite_steps import FiniteSteps
 from alignment.training.optimizers import Settings
@@ -208,6 +209,18 @@ class Resumable(FiniteSteps):
         """
         sampler = super()._get_train_sampler(*args)  # type: ignore[misc]
         return _OneOrder(sampler, self.args.world_size) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+    def tokens_of_rows(self: Any) -> list[int] | None:
+        """The tokens of each training row; None where batches stay as they are drawn."""
+        return None
+
+    def get_train_dataloader(self: Any) -> Any:
+        """Several processes share out the rows of each pass by their tokens."""
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        shard = distributed.shard_of_batches(loader)
+        if shard is not None and (tokens := self.tokens_of_rows()) is not None:
+            shard.batch_sampler = BalancedBatches(shard.batch_sampler, tokens, shard.num_processes)
+        return loader
 
 
 class _OneOrder(LengthGroupedSampler):
