@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignment.distributed import zero3
 from alignment.distributed.engine import run_as_forward
+from alignment.models.host_copies import keep_on_host, lent_to
 from alignment.models.shared_base import save_adapter
 from alignment.models.sources import ModelSource
 from alignment.registry import Parent
@@ -104,7 +105,10 @@ class Models:
         for root in self._frozen_roots() if sharded else ():
             zero3.fetch_by_layer(root, in_host_memory=self.offloaded)
         for module in self.frozen():
-            module.to(device if sharded or not self.offloaded else "cpu")
+            if self.offloaded and not sharded:
+                keep_on_host(module)
+            else:
+                module.to(device)
 
     def _frozen_roots(self) -> list[nn.Module]:
         """The frozen models, without the heads of reward models."""
@@ -122,15 +126,12 @@ class Models:
                 are always gathered.
         """
         frozen = {id(module) for module in self.frozen()} if self.offloaded and not self.sharded else set()
-        moved = [module for module in modules if id(module) in frozen]
-        for module in moved:
-            module.to(device)
-        with zero3.gathered_modules(modules) if whole or not self.sharded else nullcontext():
+        waiting = [module for module in modules if id(module) in frozen]
+        gathered = zero3.gathered_modules(modules) if whole or not self.sharded else nullcontext()
+        with lent_to(device, waiting), gathered:
             yield
         if self.sharded:
             zero3.release(modules)
-        for module in moved:
-            module.to("cpu")
 
     def run(self, role: Role, compute: Callable[..., T], *args: Any) -> T:
         """Call `compute` as a pass of the module that holds the role's weights.
