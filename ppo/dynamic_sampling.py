@@ -50,7 +50,7 @@ class DynamicSampling:
             prompt_indices = list(itertools.islice(fresh, count))
             asked |= set(prompt_indices)
             tasks = share_of_process(make_tasks(self.prompts, prompt_indices, group), accelerator)
-            more = self.collector.collect(tasks, seed, step, attempt)
+            more = self.collector.collect(tasks, seed, step, attempt, with_entropy=True)
             kept = self._with_spread(more)
             counts += torch.tensor([missing - len(kept), missing], dtype=torch.float64)
             good += [(len(sampled), index) for index in kept]

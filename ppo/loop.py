@@ -185,7 +185,8 @@ class Loop:
         config, started = self.config, time.monotonic()
         heartbeat.enter(f"the rollout of iteration {self.step + 1}")
         tasks = make_tasks(self.prompts, prompt_indices, config.rollout.num_generations)
-        rollout = self.collector.collect(share_of_process(tasks, self.accelerator), config.training.seed, self.step)
+        share, seed = share_of_process(tasks, self.accelerator), config.training.seed
+        rollout = self.collector.collect(share, seed, self.step, with_entropy=True)
         components, previous = self.collector.components, self.reward_scaler.start
         components.observe(rollout.parts, all_reduce_sum)
         rollout = replace(rollout, scores=components.total(rollout.parts))  # by the statistics that it may have set

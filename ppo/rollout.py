@@ -39,7 +39,7 @@ class Rollout:
     Args:
         response_mask: (B, T) tokens through EOS.
         old_logprobs, ref_logprobs, entropy, old_values: (B, T) at rollout; values 0 without a critic, else as its head
-            gives them.
+            gives them; no entropy where nobody logs it.
         scores: (B,) the weighted sum of the parts, before what unfinished responses cost.
         ended: (B,) bool, True if EOS came within the limit.
         parts: (B,) each, the components of the scores, by name: `model` or its heads, functions, `score_std` of an
@@ -54,7 +54,7 @@ class Rollout:
     response_mask: Tensor
     old_logprobs: Tensor
     ref_logprobs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     old_values: Tensor
     scores: Tensor
     ended: Tensor
@@ -91,9 +91,10 @@ def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
         return [get(piece)[row] for piece, rows in pieces for row in rows]
 
     first = pieces[0][0]
-    sampled = None
-    if first.sampled_logprobs is not None:
-        sampled = grid(lambda piece: piece.sampled_logprobs)  # type: ignore[arg-type, return-value]
+
+    def optional(name: str) -> Tensor | None:
+        return None if getattr(first, name) is None else grid(lambda piece: getattr(piece, name))
+
     return Rollout(
         tasks=listed(lambda piece: piece.tasks),
         rows=listed(lambda piece: piece.rows),
@@ -101,12 +102,12 @@ def join(pieces: Sequence[tuple[Rollout, Sequence[int]]]) -> Rollout:
         response_mask=grid(lambda piece: piece.response_mask),
         old_logprobs=grid(lambda piece: piece.old_logprobs),
         ref_logprobs=grid(lambda piece: piece.ref_logprobs),
-        entropy=grid(lambda piece: piece.entropy),
+        entropy=optional("entropy"),
         old_values=grid(lambda piece: piece.old_values),
         scores=line(lambda piece: piece.scores),
         ended=line(lambda piece: piece.ended),
         parts={name: torch.cat([piece.parts[name][list(rows)] for piece, rows in pieces]) for name in first.parts},
-        sampled_logprobs=sampled,
+        sampled_logprobs=optional("sampled_logprobs"),
         seconds=sum(piece.seconds for piece, _ in pieces),
     )
 
@@ -177,12 +178,19 @@ class Collector:
         self.components = Components(weights | {source.name: source.weight for source in sources}, config.rewards)
 
     @torch.no_grad()
-    def collect(self, tasks: Sequence[Task], *seed: int, responses: Sequence[list[int]] | None = None) -> Rollout:
+    def collect(
+        self,
+        tasks: Sequence[Task],
+        *seed: int,
+        responses: Sequence[list[int]] | None = None,
+        with_entropy: bool = False,
+    ) -> Rollout:
         """One response to each of this process's tasks, scored.
 
         Args:
             seed: of the sampling: the run's seed and the iteration.
             responses: token ids that are there already, in place of sampling.
+            with_entropy: takes a second pass over the vocabulary.
         """
         tasks = list(tasks)
         models, device = self.models, self.accelerator.device
@@ -202,7 +210,7 @@ class Collector:
             lengths = torch.tensor([len(row.response) for row in rows], device=device)
             mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
             grids = Grids(*(torch.zeros(mask.shape, device=device) for _ in Grids._fields))
-            passes = self._passes(rows, grids)
+            passes = self._passes(rows, grids, with_entropy)
             for role, fill in passes:
                 if role.model is models.policy.model:
                     fill()
@@ -217,7 +225,8 @@ class Collector:
         texts = [response_text(row.response, self.sampling, models.tokenizer) for row in rows]
         scores, parts = self._scores(tasks, rows, texts)
         return Rollout(
-            tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs, grids.entropy, grids.values,
+            tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs,
+            grids.entropy if with_entropy else None, grids.values,
             scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
         )  # fmt: skip
 
@@ -278,7 +287,7 @@ class Collector:
         batches = [lay_out([rows[n] for n in part], part, packed, pad, self.accelerator.device) for part in parts]
         return batches + batches[:1] * (count - len(batches))
 
-    def _passes(self, rows: Sequence[Row], grids: Grids) -> list[tuple[Role, Callable[[], None]]]:
+    def _passes(self, rows: Sequence[Row], grids: Grids, with_entropy: bool) -> list[tuple[Role, Callable[[], None]]]:
         """Calls that fill the grids, each with the role whose weights it takes.
 
         The log-probabilities are computed anew by the path that trains, not taken from sampling: the two differ in the
@@ -290,7 +299,7 @@ class Collector:
 
         def run(what: Pass) -> None:
             for batch in batches:
-                outputs = trained(batch, what, temperature, with_entropy=True)
+                outputs = trained(batch, what, temperature, with_entropy)
                 for grid, column in zip((grids.logprobs, grids.entropy, grids.values), outputs, strict=True):
                     batch.put(grid, column)
 

@@ -40,6 +40,7 @@ def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_rewa
     sums = MetricSums()
     for name, column in per_episode.items():
         sums.add(name, column.double().sum(), len(rollout))
+    assert rollout.entropy is not None
     sums.add("policy/entropy", torch.where(mask, rollout.entropy, 0.0).sum(), mask.sum())
     stats = sums.reduced().means()
     stats["rollout/kl_coef"] = targets.kl_coef

@@ -41,6 +41,10 @@ from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message, encode_prompt
 from alignment.tensors import logprobs_from_logits, pad_rows, position_ids
 
+TOKENS_A_LOOK = 16
+"""On a GPU, which computes ahead of the host: a look at each token would let it wait for the host each time. A finished
+response takes part for 15 tokens more at most."""
+
 
 class TransformersEngine:
     """Samples from a transformers model, or from a PEFT model with its active adapters.
@@ -62,6 +66,12 @@ class TransformersEngine:
     ) -> None:
         """`heard` gets a response as it grows, after each token, and ends it by returning true."""
         self._policy, self._tokenizer, self._heard = policy, tokenizer, heard
+
+    @property
+    def _looked_at_every(self) -> int:
+        """Tokens between two looks at what was sampled. On a CPU, which waits for each token anyway, every token lets
+        finished responses leave at once; so must somebody who hears the response as it grows."""
+        return 1 if self._policy.device.type == "cpu" or self._heard is not None else TOKENS_A_LOOK
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
@@ -112,6 +122,7 @@ class TransformersEngine:
                     partial(self._is_ended, sampling),
                     way,
                     recorded,
+                    self._looked_at_every,
                 )
                 for i, response in zip(batch, drawn, strict=True):
                     responses[i] = response
@@ -166,7 +177,7 @@ def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tenso
 def _record_logprobs(lists: Sequence[list[float]], logits: Tensor, tokens: Tensor, sampling: Sampling) -> None:
     """Append the log-probability of each row's token to its list."""
     logits = logits[:, : sampling.vocabulary]
-    logprobs = logprobs_from_logits(logits, tokens, sampling.temperature or 1.0)
+    logprobs = logprobs_from_logits(logits, tokens.clamp(min=0), sampling.temperature or 1.0)
     for values, value in zip(lists, logprobs.tolist(), strict=True):
         values.append(value)
 
@@ -182,14 +193,14 @@ def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _to_host(tokens: Tensor) -> list[int]:
-    """Tokens of `choose_tokens` on the host, checked there for -1, which costs no synchronisation of its own.
+def _to_host(tokens: Tensor) -> list[list[int]]:
+    """Tokens of `choose_tokens`, (B, K), on the host, checked there for -1, which costs no synchronisation of its own.
 
     Sampling from such logits with `torch.multinomial` would end in a traceback on a CPU, and on a GPU in an assertion
     after which the device is unusable.
     """
-    token_ids: list[int] = tokens.tolist()
-    if min(token_ids) < 0:
+    token_ids: list[list[int]] = tokens.tolist()
+    if min(map(min, token_ids)) < 0:
         raise GenerationError(
             "the policy's logits are not finite: its weights are damaged, or its training diverged (then lower "
             "training.learning_rate)"
@@ -205,8 +216,13 @@ def _sample(
     is_ended: Callable[[Sequence[int]], bool],
     way: Way,
     recorded: list[list[float]] | None,
+    looked_at_every: int,
 ) -> list[list[int]]:
-    """One response per prompt, in one batch; `uniforms` (B, max_new_tokens)."""
+    """One response per prompt, in one batch; `uniforms` (B, max_new_tokens).
+
+    Args:
+        looked_at_every: tokens after which the host waits for the device and drops finished responses.
+    """
     base = without_adapter(policy)
     distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
@@ -228,26 +244,39 @@ def _sample(
         cache.batch_select_indices(rows)
     active = list(range(len(prompts)))  # the response of each row in the batch
     responses: list[list[int]] = [[] for _ in prompts]
-    for step in range(sampling.max_new_tokens):
-        tokens = choose_tokens(logits, uniforms[:, step], sampling)
-        token_ids = _to_host(tokens)
-        for index, token in zip(active, token_ids, strict=True):
-            responses[index].append(token)
-        if recorded is not None:
-            _record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
-        unfinished = [row for row, index in enumerate(active) if not is_ended(responses[index])]
-        if not unfinished or step == sampling.max_new_tokens - 1:
+    done, tokens = 0, positions  # no tokens yet: the first are chosen by the prompts' logits
+    while done < sampling.max_new_tokens:
+        chosen: list[Tensor] = []
+        for step in range(done, min(done + looked_at_every, sampling.max_new_tokens)):
+            if step:
+                width += 1  # what is not a token is seen by `_to_host`; as an index it would break the device
+                logits = forward(tokens.clamp(min=0)[:, None], attention[:, :width], positions[:, None])
+                positions = positions + 1
+            tokens = choose_tokens(logits, uniforms[:, step], sampling)
+            chosen.append(tokens)
+            if recorded is not None:
+                _record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
+        done += len(chosen)
+        drawn = _to_host(torch.stack(chosen, dim=1))
+        unfinished = [row for row, index in enumerate(active) if not _grow(responses[index], drawn[row], is_ended)]
+        if not unfinished:
             break
-        if len(unfinished) < len(token_ids):
+        if len(unfinished) < len(active) and done < sampling.max_new_tokens:
             kept = _compacted(unfinished)
             active = [active[row] for row in kept]
             keep_rows(cache, kept)
             rows = torch.tensor(kept, device=policy.device)
             tokens, uniforms, attention, positions = (x[rows] for x in (tokens, uniforms, attention, positions))
-        width += 1
-        logits = forward(tokens[:, None], attention[:, :width], positions[:, None])
-        positions = positions + 1
     return responses
+
+
+def _grow(response: list[int], tokens: Sequence[int], is_ended: Callable[[Sequence[int]], bool]) -> bool:
+    """Append tokens through the end; whether there is one. What was sampled behind it counts for nothing."""
+    for token in tokens:
+        response.append(token)
+        if is_ended(response):
+            return True
+    return False
 
 
 def _compacted(rows: Sequence[int]) -> list[int]:
@@ -288,7 +317,7 @@ class _TokenChooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self.sampling)
-        _to_host(tokens)
+        _to_host(tokens[:, None])
         if self._recorded is not None:
             _record_logprobs(self._recorded, scores, tokens, self.sampling)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from alignment.generation.sampling import Sampled
+from alignment.models import forward
 from ppo import sampler_gap
 from ppo.prompts import encode_prompts, make_tasks, prompt_batches
 from ppo.reward_model import RewardModel
@@ -30,7 +31,7 @@ def collect(models, stage_config, make_loop):
         loop = make_loop(who, stage_config(rollout=rollout, **sections))
         if engine is not None:
             loop.collector.sampler = engine
-        return loop.collector.collect(make_tasks(loop.prompts, numbers, generations), seed, 0)
+        return loop.collector.collect(make_tasks(loop.prompts, numbers, generations), seed, 0, with_entropy=True)
 
     return run
 
@@ -121,6 +122,17 @@ def test_an_episode_depends_on_its_task_and_seed_alone(collect):
     some = collect(numbers=[5, 2])
     assert some.rows == [whole.rows[5], whole.rows[2]]
     assert collect(seed=4).rows != whole.rows
+
+
+def test_only_the_rollouts_whose_entropy_is_logged_compute_it(make_loop, models, stage_config, prompts, monkeypatch):
+    """It takes a second pass over the vocabulary."""
+    loop = make_loop(models, stage_config(training={"eval_steps": 1}), held_out=prompts[:2])
+    computed, compute = [], forward.entropy_from_logits
+    monkeypatch.setattr(forward, "entropy_from_logits", lambda *args: computed.append(args) or compute(*args))
+    assert loop.evaluation.answer(0).scores
+    assert not computed
+    assert loop._collect(list(range(8)))[0].entropy.abs().max() > 0
+    assert computed
 
 
 def test_responses_to_one_prompt_differ_and_stay_together(collect):

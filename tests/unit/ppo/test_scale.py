@@ -209,7 +209,9 @@ def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config,
     assert filtered._spread_metrics["rollout/without_spread"] > 0
     for number, row in enumerate(replaced.rows):  # joined as they were, with the padding of the widest
         assert replaced.response_mask[number].sum() == len(row.response)
-    again = plain.collector.collect(replaced.tasks, 0, responses=[row.response for row in replaced.rows])
+    again = plain.collector.collect(
+        replaced.tasks, 0, responses=[row.response for row in replaced.rows], with_entropy=True
+    )
     for name in ("old_logprobs", "ref_logprobs", "entropy", "scores"):
         torch.testing.assert_close(getattr(again, name), getattr(replaced, name), atol=1e-5, rtol=0)
 

@@ -26,7 +26,7 @@ def weights(models):
 
 
 def collect(loop, seed=3):
-    return loop.collector.collect(make_tasks(loop.prompts, range(8), 1), seed, 0)
+    return loop.collector.collect(make_tasks(loop.prompts, range(8), 1), seed, 0, with_entropy=True)
 
 
 def test_with_the_policy_as_reference_rewards_sum_to_the_score(stage_config, make_loop):

@@ -123,6 +123,19 @@ def test_a_response_depends_on_its_prompt_and_seed_alone(order, share, batch_siz
     assert len({len(response) for response in each}) > 3
 
 
+@pytest.mark.parametrize("looked_at_every", [2, 3, 16])
+def test_tokens_that_are_looked_at_late_are_the_same_ones(monkeypatch, looked_at_every):
+    """As on a GPU, where finished responses take part until the next look; what they say meanwhile is dropped."""
+    policy, rows, seeds, each = alone()
+    monkeypatch.setattr(engine.TransformersEngine, "_looked_at_every", looked_at_every)
+    looks, to_host = [], engine._to_host
+    monkeypatch.setattr(engine, "_to_host", lambda tokens: looks.append(tokens.shape) or to_host(tokens))
+    late = sample(policy, rows, how(2.0, tokens=7, eos=4, batch_size=16), seeds)
+    assert late == each
+    assert len(looks) <= -(-7 // looked_at_every)
+    assert looks[0] == (len(rows), min(7, looked_at_every))
+
+
 def test_responses_follow_the_enumerated_distribution():
     """All responses of up to two tokens of a policy and their probabilities, chi-square at 5 deviations."""
     policy = digits.llama(transformers.LlamaForCausalLM, 3)
