@@ -9,7 +9,7 @@ from typing import Any
 
 
 def random_state() -> dict[str, Any]:
-    """The states of this process's random generators."""
+    """The states of this process's random generators; on a GPU of the one that it computes on."""
     import numpy
     import torch  # imported late, since `python -m STAGE --help` imports this module
 
@@ -18,7 +18,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": [kind, [int(key) for key in keys], *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
     }
 
 
@@ -32,7 +32,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # Older checkpoints hold a state of every GPU that there was, which may be more than there are now.
+        torch.cuda.set_rng_state(state["cuda"][min(torch.cuda.current_device(), len(state["cuda"]) - 1)])
 
 
 def seeded_state(seed: int) -> dict[str, Any]:

@@ -170,8 +170,9 @@ class Updater:
         value_clip_range = math.inf if only_critic else self.config.ppo.value_clip_range
         batches = self._microbatches(episodes.rows, rows)
         ptx = self._microbatches(self.ptx_rows, ptx_rows) if self.ptx_rows and not only_critic else []
-        counts = [episodes.response_mask[rows].sum(), sum(len(batch.targets) * batch.weight for batch in ptx)]
-        num_tokens, num_ptx = all_reduce_sum(torch.tensor(counts, dtype=torch.float64, device=self.device))
+        kept = episodes.response_mask[rows].sum().double()
+        kept_ptx = torch.full_like(kept, sum(len(batch.targets) * batch.weight for batch in ptx))
+        num_tokens, num_ptx = all_reduce_sum(torch.stack([kept, kept_ptx]))
         passes: tuple[Pass, ...] = ("value",) if only_critic else self.models.trained.passes
         # All of the policy's first: their logits are gone before the critic has gradients.
         work: list[tuple[Microbatch, Pass | None]] = []

@@ -52,9 +52,9 @@ def next_token_sums(
         dft: weight each token's loss by its probability (Wu et al. 2025, "On the Generalization of SFT", eq. 9).
     """
     kept = labels[:, 1:] != IGNORED
-    tokens = kept.sum()
-    if tokens:
-        hidden, targets = hidden[:, :-1][kept], labels[:, 1:][kept]
+    where = kept.nonzero(as_tuple=True)  # the one wait for the device; a mask as the index would be one each time
+    if len(where[0]):
+        hidden, targets = hidden[:, :-1][where], labels[:, 1:][where]
     else:  # DDP waits for the head's gradient; one position without a label makes it zero
         hidden, targets = hidden[:1, 0], labels.new_full((1,), IGNORED)
 
@@ -75,4 +75,4 @@ def next_token_sums(
 
     original = head.forward
     loss, correct = run_as_forward(head, head, all_sums, hidden)
-    return TokenSums(loss, correct, tokens)
+    return TokenSums(loss, correct, kept.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,11 @@ class TrainingEngine:
         ])  # fmt: skip
         # ZeRO and FSDP shard the gradient over the ranks; without them each rank has all of it.
         norms = (all_reduce_sum(squares) if self._zero_stage or self._is_fsdp else squares).sqrt()
-        self._check_finite(norms.sum())
-        for norm, shards in zip(norms.tolist(), groups, strict=True):
+        total = all_reduce_sum(norms.sum())
+        *values, total_value = torch.cat([norms, total[None]]).tolist()  # the step's one wait for the device
+        if not math.isfinite(total_value):
+            raise Diverged("loss or gradient is not finite")
+        for norm, shards in zip(values, groups, strict=True):
             for shard in shards if norm > self.max_norm else ():
                 shard.mul_(self.max_norm / norm)
         if self.deepspeed is not None:
@@ -130,7 +134,7 @@ class TrainingEngine:
         else:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return norms.tolist()
+        return values
 
     def discard(self) -> None:
         """Forget the gradients since the last step, and give the memory back; not with collective passes."""
@@ -187,10 +191,6 @@ class TrainingEngine:
         elif self._offloaded:
             for buffer in zero_optimizer.accumulated_grads_in_cpu.values():
                 buffer.zero_()
-
-    def _check_finite(self, value: Tensor) -> None:
-        if not torch.isfinite(all_reduce_sum(value.detach().double())):
-            raise Diverged("loss or gradient is not finite")
 
     def _reduce_gradients(self) -> None:
         """Sum the gradients over all ranks, one bucket at a time; a missing gradient counts as 0."""

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from alignment.generation.kv_cache import keep_rows, make_cache
+from alignment.generation.kv_cache import PreallocatedLayer, keep_rows, make_cache
 from alignment.generation.sampler_check import find_way
 from alignment.generation.sampling import (
     GenerationError,
@@ -36,6 +36,7 @@ from alignment.generation.sampling import (
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import eval_mode, options_of
 from alignment.models.onednn import linear_layers
+from alignment.models.packing import ATTENTION
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message, encode_prompt
@@ -294,11 +295,15 @@ def _make_forward(
     Its arguments are the new ids (B, L), the mask of all tokens so far, and the new tokens' positions (B, L).
     """
     accepted = inspect.signature(base.forward).parameters
+    # transformers waits for the device to see whether a mask masks anything; one that it takes as it is spares that.
+    as_is = base.device.type != "cpu" and base.config._attn_implementation in ("sdpa", ATTENTION)
+    as_is &= all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)  # none has a window of its own
 
     def forward(ids: Tensor, attention: Tensor, positions: Tensor) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids, "past_key_values": cache, **options_of(base), "use_cache": True}
         if padded:  # attention is faster without a mask, and RoBERTa's own positions begin at 2
-            inputs["attention_mask"] = attention
+            alone = as_is and ids.shape[1] == 1
+            inputs["attention_mask"] = attention[:, None, None].bool() if alone else attention
         if padded and "position_ids" in accepted:
             inputs["position_ids"] = positions
         if "logits_to_keep" in accepted:

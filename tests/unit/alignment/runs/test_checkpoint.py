@@ -378,3 +378,24 @@ def test_nothing_is_read_back_where_nothing_is_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "open_checkpoint", lambda *given, **options: pytest.fail("read back"))
     for step in (10, 20):
         assert saver(tmp_path).save(step, write) is not None
+
+
+@pytest.mark.parametrize(
+    ("saved", "there", "current", "expected"), [(1, 1, 0, 0), (1, 4, 3, 0), (8, 2, 1, 1), (2, 8, 5, 1)]
+)
+def test_a_gpus_random_state_comes_back_with_another_number_of_gpus(monkeypatch, saved, there, current, expected):
+    """Checkpoints of before hold a state of each GPU; torch's `set_rng_state_all` ends where there are fewer."""
+    state = {**seeds.random_state(), "cuda": [torch.tensor([number]) for number in range(saved)]}
+    given = []
+
+    def set_one(value, device=current):
+        assert device < there
+        given.append(value)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", set_one)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7]))
+    seeds.set_random_state(state)
+    assert [int(value) for value in given] == [expected]
+    assert [int(value) for value in seeds.random_state()["cuda"]] == [7]
