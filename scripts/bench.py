@@ -32,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -71,8 +72,11 @@ class Process:
         self._process.wait()
         self._log.close()
 
-    def ask(self, what: str) -> dict[str, Any]:
+    def ask(self, what: str, timeout: float | None = None) -> dict[str, Any]:
         """The answer to `check`, `run` or `learn SEED`.
+
+        Args:
+            timeout: seconds after which the process is ended.
 
         Raises:
             UserError: the process has ended; the last line that it wrote says why.
@@ -80,12 +84,16 @@ class Process:
         from alignment.errors import UserError
 
         assert self._process.stdin is not None and self._process.stdout is not None
+        timer = threading.Timer(timeout or 0.0, self._process.kill)
+        if timeout is not None:
+            timer.start()
         try:
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass
         line = self._process.stdout.readline()
+        timer.cancel()
         if not line:
             self._log.seek(0)
             lines = self._log.read().strip().splitlines()
@@ -106,7 +114,10 @@ def counted(check: Mapping[str, Any]) -> list[str]:
     return [what for what, found in check.items() if isinstance(found, int) and what != "bytes"]
 
 
-def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
+TOLERANCE, TOLERANCE_BF16 = 1e-4, 0.02
+
+
+def same_work(checks: Mapping[str, Mapping[str, Any]], tolerance: float = TOLERANCE) -> None:
     """Refuse to compare contestants that do not train on as much to the same loss."""
     from alignment.errors import UserError
 
@@ -115,7 +126,7 @@ def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
         counts = [(what, found[what], ours[what]) for what in counted(ours)]
         wrong = [f"{what} {theirs}, ours {own}" for what, theirs, own in counts if theirs != own]
         for what in found:  # a contestant of ours may have a critic that starts otherwise, and does not say its value
-            if isinstance(found[what], float) and abs(found[what] - ours[what]) > 1e-4 * max(1.0, abs(ours[what])):
+            if isinstance(found[what], float) and abs(found[what] - ours[what]) > tolerance * max(1.0, abs(ours[what])):
                 wrong.append(f"{what} {found[what]:.6f}, ours {ours[what]:.6f}")
         if wrong:
             raise UserError(f"{name} does not do the same work: {'; '.join(wrong)}")
@@ -124,14 +135,16 @@ def same_work(checks: Mapping[str, Mapping[str, Any]]) -> None:
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def take_turns(start: Any, names: Sequence[str], rounds: int) -> tuple[dict[str, dict[str, Any]], Runs]:
+def take_turns(
+    start: Any, names: Sequence[str], rounds: int, tolerance: float = TOLERANCE
+) -> tuple[dict[str, dict[str, Any]], Runs]:
     """What each contestant says of its work, and its runs."""
     from alignment.terminal import progress
 
     with ExitStack() as stack:
         processes = {name: stack.enter_context(start(name)) for name in names}
         checks = {name: process.ask("check") for name, process in processes.items()}
-        same_work(checks)
+        same_work(checks, tolerance)
         runs: Runs = {name: [] for name in names}
         with progress("rounds", rounds * len(names)) as line:
             for _ in range(rounds):
@@ -221,14 +234,16 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
         def start(contestant: str) -> Process:
             executable, module, settings = contestants[contestant]
-            return Process(executable, module, Path(folder), settings, options.threads)
+            variables = {"BENCH_BF16": "1"} if options.gpu else {}
+            return Process(executable, module, Path(folder), settings, options.threads, **variables)
 
         if mode == "memory":
             found = measure_memory(start, names, peers)
         elif mode == "learning":
             found = {"runs": measure_learning(start, names, options.rounds)}
         else:
-            checks, runs = take_turns(start, names, options.rounds)
+            tolerance = TOLERANCE_BF16 if options.gpu else TOLERANCE
+            checks, runs = take_turns(start, names, options.rounds, tolerance)
             found = sum_up(checks, runs, peers) | {"runs": runs}
     found = benchmark.more(mode, work, found) if hasattr(benchmark, "more") else found
     found.pop("runs", None)
@@ -273,6 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
     what.add_argument("--learning", action="store_true", help="what is learned instead of speed (ppo)")
+    parser.add_argument("--gpu", action="store_true", help="bfloat16, and a model that is large enough for a GPU")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from alignment.generation.choosing import choose_tokens, record_logprobs, to_host
 from alignment.generation.kv_cache import PreallocatedLayer, keep_rows, make_cache
 from alignment.generation.sampler_check import find_way
 from alignment.generation.sampling import (
@@ -40,7 +41,7 @@ from alignment.models.packing import ATTENTION
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message, encode_prompt
-from alignment.tensors import logprobs_from_logits, pad_rows, position_ids
+from alignment.tensors import pad_rows, position_ids
 
 TOKENS_A_LOOK = 16
 """On a GPU, which computes ahead of the host: a look at each token would let it wait for the host each time. A finished
@@ -154,61 +155,6 @@ def _uniforms(seeds: Sequence[int], number: int) -> Tensor:
     return torch.from_numpy(np.stack([np.random.default_rng(seed).random(number) for seed in seeds]))
 
 
-def choose_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row: (B, V) logits and (B,) float64 in [0, 1) -> long (B,).
-
-    A row with NaN or infinite logits gives -1 (minus infinity is a probability of 0). Sampling is by inverse CDF: the
-    first token whose cumulative probability exceeds u. It needs one random number per token, and Gumbel noise V. The
-    sum runs in float64, since the steps of a float32 sum over a large vocabulary are coarser than rare tokens'
-    probabilities.
-    """
-    logits = logits[:, : sampling.vocabulary].float()
-    if sampling.temperature == 0:
-        highest, tokens = logits.max(-1)
-        return torch.where(highest.isfinite(), tokens, -1)
-    probabilities = torch.softmax(_filtered(logits / sampling.temperature, sampling.top_k, sampling.top_p), dim=-1)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]  # 1 up to rounding, or NaN if a logit is
-    # u is at most 1 - 2^-53, and u times a total near 1 stays below the total when rounded: a token is found, and never
-    # one of probability 0, since the sum must pass u at it.
-    tokens = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    return torch.where(total.isfinite(), tokens, -1).squeeze(1)
-
-
-def _record_logprobs(lists: Sequence[list[float]], logits: Tensor, tokens: Tensor, sampling: Sampling) -> None:
-    """Append the log-probability of each row's token to its list."""
-    logits = logits[:, : sampling.vocabulary]
-    logprobs = logprobs_from_logits(logits, tokens.clamp(min=0), sampling.temperature or 1.0)
-    for values, value in zip(lists, logprobs.tolist(), strict=True):
-        values.append(value)
-
-
-def _filtered(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Logits (B, V) with minus infinity outside the `top_k` most likely tokens, then outside the `top_p` nucleus."""
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -torch.inf)
-    return logits
-
-
-def _to_host(tokens: Tensor) -> list[list[int]]:
-    """Tokens of `choose_tokens`, (B, K), on the host, checked there for -1, which costs no synchronisation of its own.
-
-    Sampling from such logits with `torch.multinomial` would end in a traceback on a CPU, and on a GPU in an assertion
-    after which the device is unusable.
-    """
-    token_ids: list[list[int]] = tokens.tolist()
-    if min(map(min, token_ids)) < 0:
-        raise GenerationError(
-            "the policy's logits are not finite: its weights are damaged, or its training diverged (then lower "
-            "training.learning_rate)"
-        )
-    return token_ids
-
-
 def _sample(
     policy: PreTrainedModel | PeftModel,
     prompts: Sequence[tuple[int, ...]],
@@ -219,11 +165,8 @@ def _sample(
     recorded: list[list[float]] | None,
     looked_at_every: int,
 ) -> list[list[int]]:
-    """One response per prompt, in one batch; `uniforms` (B, max_new_tokens).
-
-    Args:
-        looked_at_every: tokens after which the host waits for the device and drops finished responses.
-    """
+    """One response per prompt, in one batch; `uniforms` (B, max_new_tokens). After `looked_at_every` tokens the host
+    waits for the device, and finished responses leave."""
     base = without_adapter(policy)
     distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
@@ -250,15 +193,15 @@ def _sample(
         chosen: list[Tensor] = []
         for step in range(done, min(done + looked_at_every, sampling.max_new_tokens)):
             if step:
-                width += 1  # what is not a token is seen by `_to_host`; as an index it would break the device
+                width += 1  # what is not a token is seen by `to_host`; as an index it would break the device
                 logits = forward(tokens.clamp(min=0)[:, None], attention[:, :width], positions[:, None])
                 positions = positions + 1
             tokens = choose_tokens(logits, uniforms[:, step], sampling)
             chosen.append(tokens)
             if recorded is not None:
-                _record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
+                record_logprobs([recorded[index] for index in active], logits, tokens, sampling)
         done += len(chosen)
-        drawn = _to_host(torch.stack(chosen, dim=1))
+        drawn = to_host(torch.stack(chosen, dim=1))
         unfinished = [row for row, index in enumerate(active) if not _grow(responses[index], drawn[row], is_ended)]
         if not unfinished:
             break
@@ -322,9 +265,9 @@ class _TokenChooser(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         tokens = choose_tokens(scores, self._uniforms[:, input_ids.shape[1] - self._width], self.sampling)
-        _to_host(tokens[:, None])
+        to_host(tokens[:, None])
         if self._recorded is not None:
-            _record_logprobs(self._recorded, scores, tokens, self.sampling)
+            record_logprobs(self._recorded, scores, tokens, self.sampling)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 

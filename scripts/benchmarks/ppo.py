@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ppo_work import (
-    MEMORY,
     MEMORY_ROWS,
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
-    SPEED,
     Work,
     make_policy,
     parameters,
@@ -32,6 +30,7 @@ from benchmarks.ppo_work import (
     short_prompts,
     write_transcripts,
 )
+from benchmarks.sft import shape_of
 
 REQUIREMENTS = ("trl==1.12.0",)
 OURS = "ppo_ours"
@@ -64,7 +63,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
     records = read_records(file, to_demonstrations, DataConfig(train=str(file))).items
     texts = (message["content"] for record in records for message in record.messages)
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
+    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **shape_of(options))
     tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
     make_policy(folder, records, tokenizer, shape, options)
     prompts = short_prompts(records, tokenizer, min(options.rows, MEMORY_ROWS) if options.memory else options.rows)

@@ -24,17 +24,29 @@ def matmul_rate(config: Any, tokens: int = 1024, responses: int = 512) -> float:
     layers = [(tokens, hidden, hidden)] * 4 + [(tokens, hidden, inner)] * 2 + [(tokens, inner, hidden)]
     layers *= config.num_hidden_layers
     layers.append((responses, hidden, config.vocab_size))
-    operands = {shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[2], shape[1])) for shape in set(layers)}
-    gradients = {shape: torch.randn(shape[0], shape[2]) for shape in operands}
+    kind: Any = {"device": "cuda", "dtype": torch.bfloat16} if torch.cuda.is_available() else {}
+    operands = {
+        shape: (torch.randn(shape[0], shape[1], **kind), torch.randn(shape[2], shape[1], **kind))
+        for shape in set(layers)
+    }
+    gradients = {shape: torch.randn(shape[0], shape[2], **kind) for shape in operands}
     flops = sum(6 * rows * width * out for rows, width, out in layers)
     best = float("inf")
     for _ in range(REPEATS):
+        wait()
         started = time.perf_counter()
         for shape in layers:
             (x, weight), gradient = operands[shape], gradients[shape]
             x @ weight.T, gradient @ weight, gradient.T @ x
+        wait()
         best = min(best, time.perf_counter() - started)
     return flops / best
+
+
+def wait() -> None:
+    """Wait for the GPU, if there is one: it computes on after a call returns."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def useful_flops(config: Any, tokens: int, responses: int, epochs: int, trunks: int) -> float:
@@ -70,6 +82,7 @@ class Stopwatch:
         def timed(*arguments: Any, **keywords: Any) -> Any:
             started = time.perf_counter()
             result = call(*arguments, **keywords)
+            wait()
             self.seconds += time.perf_counter() - started
             self.kept.append(self._part(result))
             return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -57,6 +58,7 @@ class Contestant:
                 "adam_epsilon": work.adam_epsilon,
                 "microbatch_tokens": work.microbatch_tokens,
                 "gradient_checkpointing": work.gradient_checkpointing,
+                "bf16": "BENCH_BF16" in os.environ,
             },
             "registry": {"name": "bench", "path": str(folder / "registry")},
             "tracking": {"runs": runs, "wandb": "disabled"},
@@ -80,7 +82,7 @@ class Contestant:
                 critic = models.critic
                 assert critic is not None
                 scale = critic.head_scale or 1.0
-                totals += torch.stack([-outputs.logprobs.sum(), scale * outputs.values.sum()]).double()
+                totals += torch.stack([-outputs.logprobs.sum(), scale * outputs.values.sum()]).double().cpu()
             assert models.reward is not None
             scores, _ = models.reward.combined(models.reward.member_scores(rows, [], device))
         tokens = sum(map(len, work.responses))

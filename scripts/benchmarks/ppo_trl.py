@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -41,7 +42,9 @@ class Contestant:
         left = [[pad] * (width - len(prompt)) + prompt for prompt in work.prompts]
         longest = max(map(len, work.responses))
         right = [response + [pad] * (longest - len(response)) for response in work.responses]
-        ids, responses = torch.tensor([a + b for a, b in zip(left, right, strict=True)]), torch.tensor(right)
+        device = trainer.accelerator.device
+        ids = torch.tensor([a + b for a, b in zip(left, right, strict=True)], device=device)
+        responses = torch.tensor(right, device=device)
         kept = responses != pad
         with torch.no_grad():
             logits = ppo_trainer.forward(trainer.policy_model, ids, pad).logits[:, width - 1 : -1]
@@ -117,7 +120,7 @@ class Contestant:
             "learning_rate": work.learning_rate,
             "adam_epsilon": work.adam_epsilon,
             "seed": seed,
-            "bf16": False,
+            "bf16": "BENCH_BF16" in os.environ,
             "gradient_checkpointing": False,  # the default is True, but it is not applied
             "use_cpu": not torch.cuda.is_available(),
             "save_strategy": "no",

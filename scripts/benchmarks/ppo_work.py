@@ -75,7 +75,7 @@ def response_stats(responses: Sequence[Sequence[int]], eos_token_id: int) -> dic
 def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any, options: Namespace) -> None:
     """Train a policy on the records until it ends its turns, and save a copy with a new scalar head.
 
-    The large model of `--memory` is not trained, because its responses should have the maximum length.
+    The large models of `--memory` and `--gpu` are not trained: their responses have the maximum length.
     """
     import torch
 
@@ -86,7 +86,7 @@ def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any
     model = build_scratch_model("llama", shape, tokenizer)
     if options.memory:
         model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
-    else:
+    elif not options.gpu:
         rows = [json.dumps({"messages": record.messages}) + "\n" for record in records]
         (folder / "sft.jsonl").write_text("".join(rows), encoding="utf-8")
         model.save_pretrained(folder / "model")
@@ -174,6 +174,8 @@ def save_reward_adapter(folder: Path) -> None:
 
 def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:
     """A response to each prompt by the initial policy."""
+    import torch
+
     from alignment.generation.engine import TransformersEngine
     from alignment.generation.sampling import Sampling
     from alignment.models.policies import load_policy
@@ -182,6 +184,7 @@ def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RES
     from alignment.templates.ends import end_token_ids
 
     tokenizer, policy = load_tokenizer(str(folder / "policy")), load_policy(str(folder / "policy"))
+    policy.to("cuda" if torch.cuda.is_available() else "cpu")
     sampling = Sampling(max_new_tokens, 1.0, end_token_ids(tokenizer), tokenizer.pad_token_id, batch_size=64)
     seeds = [stream_seed("bench", index) for index in range(len(prompts))]
     return TransformersEngine(policy, tokenizer).generate(prompts, seeds, sampling).responses

@@ -15,7 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sft import made_up_words
+from benchmarks.sft import made_up_words, shape_of
 
 REQUIREMENTS = ("trl==1.16.0",)
 OURS = "reward_ours"
@@ -37,8 +37,6 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 MEMORY_VOCABULARY = 32768
 MEMORY_ROWS = 16  # two steps, so that Adam's moments exist in the second
 SEED = 0
@@ -58,7 +56,7 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     file = options.data or write_pairs(folder / "pairs.jsonl", options.seed)
     records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_comparisons)]
     texts = (text for record in records for text in (record.prompt[-1]["content"], record.first, record.second))
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
+    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **shape_of(options))
     tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
     torch.manual_seed(options.seed)
     model = build_scratch_model("llama", shape, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-# Common arguments of all contestants. bfloat16, TRL's default, is fifty times slower on most CPUs.
+BF16 = "BENCH_BF16" in os.environ
+"""TRL's default, but fifty times slower on most CPUs."""
+# Common arguments of all contestants.
 COMMON = {
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
@@ -22,7 +25,7 @@ COMMON = {
     "warmup_steps": 0,
     "logging_steps": 10,
     "seed": 0,
-    "bf16": False,
+    "bf16": BF16,
 }
 
 

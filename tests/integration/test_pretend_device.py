@@ -14,14 +14,14 @@ import pytest
 RUN = Path(__file__).resolve().parent / "pretend_run.py"
 SFT = {"sft/loss.py:next_token_sums": "once a batch: which positions have labels"}
 LOOKS = {
-    "alignment/generation/engine.py:_to_host": "once in 16 tokens: which responses have ended",
+    "alignment/generation/choosing.py:to_host": "once in 16 tokens: which responses have ended",
     "alignment/generation/engine.py:forward": "twice a batch of prompts: transformers reads whether the mask masks any",
 }
 PPO = {
     "ppo/rollout.py:collect": "once a rollout: the longest response",
     "ppo/rollout.py:_scores": "once a rollout: whether the scores are finite",
     "ppo/controllers.py:observe": "once a rollout: the mean and spread of the scores",
-    "ppo/controllers.py:_moments": "once a rollout: the mean and spread of the scores",
+    "ppo/controllers.py:add": "once a rollout: the mean and spread of the scores",
     "ppo/stats.py:explained_variance": "once a rollout, for the journal",
     "ppo/stats.py:_scatter": "once a rollout, for the journal",
     "alignment/tensors.py:whiten": "once a rollout: whether there is anything to whiten",
@@ -61,4 +61,4 @@ def test_a_stage_computes_the_same_and_waits_where_there_is_a_reason(name, reaso
 def test_neither_passes_nor_tokens_add_a_wait(name):
     waits = ran("ppo")["waits"]
     assert ran(name)["waits"] == waits
-    assert waits["alignment/generation/engine.py:_to_host"] == 2  # two rollouts
+    assert waits["alignment/generation/choosing.py:to_host"] == 2  # two rollouts

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 HOT = (
-    "alignment/distributed/engine.py", "alignment/generation/engine.py", "alignment/generation/kv_cache.py",
-    "alignment/models/forward.py", "alignment/models/packing.py", "alignment/models/scalar.py", "alignment/tensors.py",
-    "alignment/training/finite_steps.py", "alignment/training/throughput.py", "ppo/algorithm.py", "ppo/ema.py",
-    "ppo/episodes.py", "ppo/reward_model.py", "ppo/roles.py", "ppo/rollout.py", "ppo/sequences.py", "ppo/targets.py",
-    "ppo/update.py", "reward/batches.py", "reward/loss.py", "reward/trainer.py", "sft/loss.py", "sft/packing.py",
-    "sft/trainer.py",
+    "alignment/distributed/engine.py", "alignment/generation/choosing.py", "alignment/generation/engine.py",
+    "alignment/generation/kv_cache.py", "alignment/models/forward.py", "alignment/models/packing.py",
+    "alignment/models/scalar.py", "alignment/tensors.py", "alignment/training/finite_steps.py",
+    "alignment/training/throughput.py", "ppo/algorithm.py", "ppo/ema.py", "ppo/episodes.py", "ppo/reward_model.py",
+    "ppo/roles.py", "ppo/rollout.py", "ppo/sequences.py", "ppo/targets.py", "ppo/update.py", "reward/batches.py",
+    "reward/loss.py", "reward/trainer.py", "sft/loss.py", "sft/packing.py", "sft/trainer.py",
 )  # fmt: skip
 WAITING = ("item", "tolist", "cpu", "numpy")
 ALLOWED = {

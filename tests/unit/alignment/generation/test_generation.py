@@ -128,8 +128,8 @@ def test_tokens_that_are_looked_at_late_are_the_same_ones(monkeypatch, looked_at
     """As on a GPU, where finished responses take part until the next look; what they say meanwhile is dropped."""
     policy, rows, seeds, each = alone()
     monkeypatch.setattr(engine.TransformersEngine, "_looked_at_every", looked_at_every)
-    looks, to_host = [], engine._to_host
-    monkeypatch.setattr(engine, "_to_host", lambda tokens: looks.append(tokens.shape) or to_host(tokens))
+    looks, to_host = [], engine.to_host
+    monkeypatch.setattr(engine, "to_host", lambda tokens: looks.append(tokens.shape) or to_host(tokens))
     late = sample(policy, rows, how(2.0, tokens=7, eos=4, batch_size=16), seeds)
     assert late == each
     assert len(looks) <= -(-7 // looked_at_every)
