@@ -33,10 +33,11 @@ class ShardedSize(NamedTuple):
     live: int
 
 
-SMALL = ShardedSize(8192, 512, 2048, 12, reduce=2_500_000, live=5_000_000)
-"""54 million parameters."""
-LARGE = ShardedSize(16384, 1024, 4096, 24, reduce=20_000_000, live=40_000_000)
-"""437 million parameters."""
+SIZES = {
+    "small": ShardedSize(8192, 512, 2048, 12, reduce=2_500_000, live=5_000_000),
+    "large": ShardedSize(16384, 1024, 4096, 24, reduce=20_000_000, live=40_000_000),
+}
+"""54 and 419 million parameters."""
 
 
 def prepare(folder: Path, size: ShardedSize) -> int:

@@ -105,7 +105,9 @@ def planned(values: dict[str, Any]) -> dict[str, float]:
     totals = {
         name: sum(parts.values()) for name, parts in estimate(work, strategy, count, on_gpu=False).moments.items()
     }
+    shards = sum(4 * model.parameters for model in work.models) / count
     return {
+        "loading": shards + work.loading(strategy.stage),
         "scoring": totals["scoring"],
         "updating": max(size for name, size in totals.items() if name.startswith(("update", "optimizer"))),
     }

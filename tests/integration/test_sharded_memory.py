@@ -12,7 +12,7 @@ from alignment.registry import Registry
 from ppo.config import PPOStageConfig
 from ppo.plan import find_shapes, workload
 
-SIZE = memory_sharded.SMALL
+SIZE = memory_sharded.SIZES["small"]
 BUCKETS = 2 * 4 * SIZE.reduce
 TENSOR = 4 * SIZE.vocab_size * SIZE.hidden_size
 """Bytes of the largest tensor, which is held as it is read and as it is gathered."""
