@@ -128,11 +128,11 @@ def measured(folder: Path, clock: Clock, settings: Mapping[str, Any], variables:
     return found
 
 
-def against_trl(name: str, clock: Clock, small: bool, on_gpu: bool, seed: int) -> dict[str, Any]:
-    """`scripts/bench.py NAME --json`, or the reason why there is none."""
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), name, "--json", "--seed", str(seed)]
-    command += ["--rounds", "1", "--rows", "8"] if small else ["--rounds", "3"]
-    command += ["--gpu"] if on_gpu else []
+def against_trl(name: str, base: Path, clock: Clock, options: argparse.Namespace) -> dict[str, Any]:
+    """`scripts/bench.py NAME --json` on the base model, or the reason why there is none."""
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), name, "--json", "--seed", str(options.seed)]
+    command += ["--rounds", "1", "--rows", "8"] if options.small else ["--rounds", "3", "--model", str(base)]
+    command += ["--bf16"] if options.device == "cuda" else []
     if clock.left() <= 0:
         return {"not_measured": "no time was left"}
     try:
@@ -169,9 +169,8 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
             settings = {"stage": "ppo", "config": sampled | {"name": "vllm"}, "prompt_tokens": report["prompt_tokens"]}
             runs["ppo, vllm"] = measured(folder, clock, settings, variables)
         report["runs"] = runs
-    report["trl"] = {} if options.no_trl else {
-        stage: against_trl(stage, clock, options.small, on_gpu, options.seed) for stage in STAGES
-    }  # fmt: skip
+        compared = () if options.no_trl else STAGES
+        report["trl"] = {stage: against_trl(stage, folder / "base", clock, options) for stage in compared}
     report["seconds"] = round(options.budget - clock.left())
     return report
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, Workload, estimate, in_gb
+from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, estimate, in_gb
+from alignment.memory.workload import Workload
 from alignment.terminal import one_line
 
 STAGES = ("sft", "reward", "ppo")
@@ -101,7 +102,7 @@ class Plan:
 
     @classmethod
     def of(cls, name: str, work: Workload, cluster: Cluster) -> Plan:
-        found = {each: estimate(work, each, cluster.processes) for each in cluster.strategies}
+        found = {each: estimate(work, each, cluster.processes) for each in cluster.strategies if each.runs(work)}
         return cls(name, work, found, cluster)
 
     @property
@@ -116,7 +117,7 @@ class Plan:
         found = {
             each: next((n for n in counts if estimate(self.work, each, n).peak <= self.cluster.usable), None)
             for each in STRATEGIES
-            if each.deepspeed
+            if each.stage and each.runs(self.work)
         }
         return {each: count for each, count in found.items() if count is not None}
 
@@ -194,11 +195,16 @@ def text_lines(report: PlanReport) -> list[str]:
     if len(report.plans) > 1:
         rows = [["", *(strategy.name for strategy in cluster.strategies)]]
         for plan in report.plans:
-            peaks = [(found.peak, found.peak <= cluster.usable) for found in plan.estimates.values()]
-            rows.append([plan.name, *(f"{peak / 1e9:.1f} {'*' if fits else ' '}" for peak, fits in peaks)])
+            peaks = [plan.estimates[each].peak if each in plan.estimates else None for each in cluster.strategies]
+            rows.append([plan.name, *(_peak_cell(peak, cluster) for peak in peaks)])
         lines += ["", "peak of each way to hold the models (* fits):", "", *_aligned(rows)]
     lines += ["", f"launch: {report.launch}" if report.launch else "nothing fits"]
     return lines + [f"note: {one_line(note)}" for note in report.notes]
+
+
+def _peak_cell(peak: float | None, cluster: Cluster) -> str:
+    """A peak in GB, starred where it fits; None where the run is refused."""
+    return "-  " if peak is None else f"{peak / 1e9:.1f} {'*' if peak <= cluster.usable else ' '}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
