@@ -206,7 +206,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             f"| {name}: {run['peer']} | {default['median']:.2f} ({default['min']:.2f} to {default['max']:.2f}) "
             f"| {best['median']:.2f} ({best['setting']}) |"
         )
-    return [*found, "", FLASH]
+    trial = ["", "A trial of the steps (--small): these figures say nothing about speed."] if report["small"] else []
+    return [*found, "", FLASH, *trial]
 
 
 def write(page: Path, text: Sequence[str]) -> None:

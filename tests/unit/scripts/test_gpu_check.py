@@ -21,7 +21,9 @@ from sft.config import SFTStageConfig  # noqa: E402
 
 RUN = {"tokens_per_second": 1000.0, "flops": 98.9e12, "planned": 2e9, "peak": 1e9}
 REPORT = {
-    "device": "NVIDIA H200", "cuda": "13.0", "versions": {"torch": "2.13.0"}, "parameters": 470_000_000, "seconds": 300,
+    "device": "NVIDIA H200",
+    "small": False,
+    "cuda": "13.0", "versions": {"torch": "2.13.0"}, "parameters": 470_000_000, "seconds": 300,
     "runs": {"sft": RUN, "ppo": RUN | {"sampled_per_second": 50.0}, "ppo, vllm": {"not_measured": "no vllm"}},
     "trl": {
         "sft": {
@@ -53,6 +55,8 @@ def test_the_report_has_every_run_or_why_not():
     assert "| ppo, vllm | not measured: no vllm |" in text
     assert "| sft: trl==1.16.0 | 2.00 (1.90 to 2.10) | 1.50 (packed) |" in text
     assert "| ppo | not measured: no index |" in text
+    assert "say nothing about speed" not in text
+    assert "say nothing about speed" in "\n".join(gpu_check.lines(REPORT | {"small": True}))
     assert "| sft | 1,000 |  | not measured |" in "\n".join(gpu_check.lines(REPORT | {"device": "another"}))
 
 
