@@ -49,6 +49,13 @@ def test_a_plan_multiplies_back_to_the_rollout(batch_size, num_minibatches, num_
     assert sizes.minibatch % world_size == 0  # each process has an equal part of each
 
 
+def test_processes_that_share_a_copy_of_vllm_divide_the_launch():
+    rollout = {"batch_size": 24, "engine": "vllm", "vllm": {"tensor_parallel_size": 4}}
+    assert batch_plan(build(rollout=rollout), 8).episodes == 3
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 does not divide the 6 processes; use 2, or another"):
+        batch_plan(build(rollout=rollout), 6)
+
+
 @given(*SIZES)
 @settings(max_examples=200, deadline=None)
 def test_every_size_that_the_message_names_divides(batch_size, num_minibatches, num_generations, world_size):
