@@ -10,8 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import processes
-from alignment.memory.plan import SAMPLING_BYTES, ColocatedVLLM, Model, Pass, RolloutWorkload, Workload
+from alignment.memory.plan import SAMPLING_BYTES
 from alignment.memory.shapes import ShapeFinder, frozen, sized
+from alignment.memory.workload import ColocatedVLLM, Model, Pass, RolloutWorkload, Workload
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.ensembles import num_members
 from alignment.models.forward import LOGITS_AT_ONCE

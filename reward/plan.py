@@ -8,8 +8,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from trl import RewardConfig
 
 from alignment.config.arguments import PackingArguments, trainer_arguments
-from alignment.memory.plan import Pass, Workload
 from alignment.memory.shapes import ShapeFinder, sized
+from alignment.memory.workload import Pass, Workload
 from alignment.models.classifiers import AnyClassifier
 from alignment.training.arguments import batch_plan, memory_plan
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig

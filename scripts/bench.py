@@ -5,6 +5,8 @@
     scripts/bench.py sft --peer trl --data pairs.jsonl.gz --rounds 7 --json
     scripts/bench.py sft --peer trl --memory
     scripts/bench.py reward --peer trl --threads 1
+    scripts/bench.py ppo --model PATH/TO/MODEL --rows 8 --rounds 3
+    scripts/bench.py generate --model PATH/TO/MODEL --rows 64
     scripts/bench.py ppo --peer trl --learning
     scripts/bench.py tracking
 
@@ -17,7 +19,8 @@ Before the first round each says how many tokens (and pairs) it trains on and th
 weights; if they differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million
 parameters: the peak of the process less what it held after its imports. `--learning` (PPO) compares what is learned:
 the mean reward over the last fifth of the iterations, from several seeds. `tracking` compares our SFT trainer with
-an offline W&B run and without one.
+an offline W&B run and without one, `generate` our sampling with transformers' `generate`. `--model` takes a model of
+yours in place of a small Llama with random weights.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward", "ppo", "tracking")
+BENCHMARKS = ("sft", "reward", "ppo", "generate", "tracking")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -206,7 +209,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.venv import peer_python
 
     name = options.benchmark
-    mode = "memory" if options.memory else "learning" if options.learning else "speed"
+    mode = "memory" if options.memory else "learning" if options.learning else "model" if options.model else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options.rows = options.rows or benchmark.ROWS
     python = str(peer_python(benchmark.REQUIREMENTS)) if benchmark.REQUIREMENTS else sys.executable
@@ -233,7 +236,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     found = benchmark.more(mode, work, found) if hasattr(benchmark, "more") else found
     found.pop("runs", None)
     peer = " ".join(benchmark.REQUIREMENTS) or "itself"
-    unit = {"memory": "MiB", "learning": "standard deviations of the reward", "speed": benchmark.UNIT}[mode]
+    unit = {"memory": "MiB", "learning": "standard deviations of the reward"}.get(mode, benchmark.UNIT)
     return {"benchmark": name, "peer": peer, "unit": unit, "work": work, **found, "machine": machine(options.threads)}
 
 
@@ -264,10 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, help="transcripts, pairs or prompts to train on; without, some are generated"
     )
+    parser.add_argument("--model", type=Path, help="a model's folder (default: a small Llama with random weights)")
     parser.add_argument(
         "--rows",
         type=int,
-        help="transcripts or pairs of one epoch (default 96), rollouts of one iteration (default 64)",
+        help="transcripts or pairs of one epoch (default 96), rollouts of one iteration (default 64), "
+        "responses that are sampled at a time (default 16)",
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each contestant, or seeds (default 5)")
     what = parser.add_mutually_exclusive_group()
@@ -282,6 +287,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("rows", "rounds", "threads"):
         if (given := getattr(options, name)) is not None and given < 1:
             parser.error(f"--{name} {given}: expected 1 or more")
+    if options.model is not None and not (options.model / "config.json").is_file():
+        parser.error(
+            f"--model {options.model}: no folder with a config.json; export one with `alignment models export`"
+        )
+    if options.model and (options.learning or options.benchmark == "tracking"):
+        parser.error("--model: not with --learning or tracking, which have models of their own")
+    if options.memory and options.benchmark == "generate":
+        parser.error("--memory: not with generate")
     if options.data is not None and not options.data.is_file():
         parser.error(f"--data {options.data}: no such file")
     from alignment.errors import UserError

@@ -14,8 +14,8 @@ from trl import SFTConfig
 
 from alignment.config.arguments import trainer_arguments
 from alignment.config.sections import SCRATCH, ScratchConfig
-from alignment.memory.plan import Pass, Workload
 from alignment.memory.shapes import ShapeFinder, sized
+from alignment.memory.workload import Pass, Workload
 from alignment.models.policies import scratch_shape
 from alignment.training.arguments import batch_plan, memory_plan
 from sft.config import DEFAULTS, SFTStageConfig

@@ -39,6 +39,18 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(autouse=True)
+def leaves_signals_alone():
+    """A handler that a test leaves behind fails another test, far away and not always: `exit_process` sets some."""
+    ends = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in ends]
+    yield
+    after = [signal.getsignal(number) for number in ends]
+    for number, handler in zip(ends, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before, "this test leaves a signal handler behind"
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A small tokenizer, shared: tests that change it make their own with `tiny.make_tokenizer`."""

@@ -12,17 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import (
-    PARTS,
-    SINGLE,
-    STRATEGIES,
-    ColocatedVLLM,
-    MemoryEstimate,
-    Strategy,
-    Workload,
-    estimate,
-    in_gb,
-)
+from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, estimate, in_gb
+from alignment.memory.workload import ColocatedVLLM, Workload
 from alignment.terminal import one_line
 
 STAGES = ("sft", "reward", "ppo")
@@ -100,7 +91,7 @@ class Cluster:
 
     def node_memory(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> float:
         """Bytes of a node's own memory, while its processes load their models or afterwards."""
-        return self.gpus * max(found.host, work.loading(strategy.stage))
+        return self.gpus * max(found.host, work.loading(strategy.stage if strategy.deepspeed else 0))
 
     def fits(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> bool:
         """Whether a run fits, on its GPUs and in its nodes' memory."""
@@ -126,7 +117,7 @@ class Plan:
 
     @classmethod
     def of(cls, name: str, work: Workload, cluster: Cluster) -> Plan:
-        found = {each: estimate(work, each, cluster.processes) for each in cluster.strategies}
+        found = {each: estimate(work, each, cluster.processes) for each in cluster.strategies if each.runs(work)}
         return cls(name, work, found, cluster)
 
     @property
@@ -143,7 +134,7 @@ class Plan:
         found = {
             each: next((n for n in counts if self.cluster.fits(self.work, each, estimate(self.work, each, n))), None)
             for each in STRATEGIES
-            if each.deepspeed
+            if each.stage and each.runs(self.work)
         }
         return {each: count for each, count in found.items() if count is not None}
 
@@ -225,11 +216,17 @@ def text_lines(report: PlanReport) -> list[str]:
     if len(report.plans) > 1:
         rows = [["", *(strategy.name for strategy in cluster.strategies)]]
         for plan in report.plans:
-            peaks = [(found.peak, plan.fits(each)) for each, found in plan.estimates.items()]
-            rows.append([plan.name, *(f"{peak / 1e9:.1f} {'*' if fits else ' '}" for peak, fits in peaks)])
+            rows.append([plan.name, *(_peak_cell(plan, each) for each in cluster.strategies)])
         lines += ["", "peak of each way to hold the models (* fits):", "", *_aligned(rows)]
     lines += ["", f"launch: {report.launch}" if report.launch else "nothing fits"]
     return lines + [f"note: {one_line(note)}" for note in report.notes]
+
+
+def _peak_cell(plan: Plan, strategy: Strategy) -> str:
+    """A peak in GB, starred where it fits; a dash where the run is refused."""
+    if strategy not in plan.estimates:
+        return "-  "
+    return f"{plan.estimates[strategy].peak / 1e9:.1f} {'*' if plan.fits(strategy) else ' '}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -21,6 +21,10 @@ from alignment.distributed.launch_files import HIDDEN_SIZE_KEYS
 from alignment.errors import UserError
 
 T = TypeVar("T")
+BUCKETS = {
+    "reduce": "reduce_bucket_size", "prefetch": "stage3_prefetch_bucket_size", "live": "stage3_max_live_parameters",
+    "group": "sub_group_size",
+}  # fmt: skip
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 """Timeout of a collective. Ranks wait while the main process judges and publishes, and NCCL's default is ten minutes.
 A rank that is lost meanwhile is detected by `alignment.distributed.heartbeat`."""
@@ -87,6 +91,21 @@ def launched_zero_stage() -> int:
 def launched_offload() -> bool:
     """Whether the launch file offloads weights to host memory."""
     return under_deepspeed() and DeepSpeedPlugin().offload_param_device != "none"
+
+
+def launched_buckets(hidden_size: int | None) -> dict[str, int]:
+    """Elements of DeepSpeed's buffers that the launch file sets: `reduce`, `prefetch`, `live`, `group`.
+
+    Args:
+        hidden_size: of the model from which accelerate fills in "auto"; None where nothing does, and DeepSpeed's
+            defaults hold.
+    """
+    zero = DeepSpeedPlugin().deepspeed_config["zero_optimization"] if under_deepspeed() else {}
+    given = {name: zero[key] for name, key in BUCKETS.items() if zero.get(key) not in (None, "auto")}
+    if hidden_size is not None:
+        auto = {"reduce": hidden_size**2, "prefetch": int(0.9 * hidden_size**2)}
+        given |= {name: size for name, size in auto.items() if zero.get(BUCKETS[name]) == "auto"}
+    return {name: int(size) for name, size in given.items()}
 
 
 def start_heartbeat(on_lost: Callable[[str], None], on_exit: Callable[[], None] = lambda: None) -> None:

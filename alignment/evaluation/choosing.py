@@ -23,8 +23,9 @@ from alignment.evaluation.scorers import PolicyScorer, load_scorer
 from alignment.evaluation.scoring import ScoringJob, score_file
 from alignment.files import replace_text
 from alignment.intervals import Estimate, bootstrap_sums
-from alignment.memory.plan import SINGLE, Pass, Workload, estimate
+from alignment.memory.plan import SINGLE, estimate
 from alignment.memory.shapes import sized
+from alignment.memory.workload import Pass, Workload
 from alignment.models.forward import LOGITS_AT_ONCE
 from alignment.models.importing.model import license_in
 from alignment.models.lengths import positions

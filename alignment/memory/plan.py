@@ -14,13 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from alignment.memory.workload import Model, Pass, RolloutWorkload, Workload
+
 PARTS = ("weights", "gradients", "optimizer", "activations", "cache", "logits", "buffers")
-REDUCE_BUCKET = 500_000_000
-"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`)."""
-LIVE_PARAMETERS = 1_000_000_000
-"""Weights that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
-PREFETCHED = 50_000_000
-"""Weights that ZeRO-3 gathers ahead (`stage3_prefetch_bucket_size`)."""
 HOST_BYTES = 18
 """Host memory per trained weight under offload: 2 for the weight, 4 for its gradient, 12 for the optimizer, as in
 DeepSpeed's own estimate (`estimate_zero3_model_states_mem_needs`)."""
@@ -32,173 +28,20 @@ SAMPLING_BYTES = 16
 """Extra bytes per logit while sampling: the float32 logits, their softmax, and its sum in float64."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The dimensions of a dense transformer that its activations depend on."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    gated: bool = True
-    """Whether the MLP has three matrices (SwiGLU) instead of two."""
-
-    def cache_bytes(self, width: int) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * width
-
-    def layer_bytes(self, width: int, norms: bool = True, joined: int = 0) -> int:
-        """Bytes that one layer keeps of one token for its backward pass, in packed rows.
-
-        Norms compute in float32 and keep their input, the scaled input if their weight is trained, and their output.
-        Attention keeps queries, keys, values, its output, and the concatenated output. If branches share a prefix, it
-        also keeps the joined keys and values, repeated for each head, and the mask. The MLP keeps the input of each of
-        its functions.
-
-        Args:
-            norms: whether their weights are trained.
-            joined: tokens of a branch with its prefix, if prefixes are shared.
-        """
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        norm = self.hidden_size * (4 + width * (1 + norms))
-        attention = width * (3 * queries + 2 * keys + (2 * queries + joined if joined else 0))
-        return 2 * norm + attention + width * self.intermediate_size * (4 if self.gated else 2)
-
-    def passing_bytes(self, width: int) -> int:
-        """Bytes of one token inside an MLP, in a pass without gradients or in a layer's backward pass."""
-        return width * (3 * self.intermediate_size + 2 * self.hidden_size)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model that a run holds.
+class Buckets(NamedTuple):
+    """Sizes of ZeRO's buffers, in elements; the defaults are DeepSpeed's.
 
     Args:
-        parameters: weights that this model adds; on a shared base only its adapter and head.
-        trained: number of trained weights.
-        frozen_bytes: bytes per frozen weight: 4; 2 in bfloat16; 0.5 in NF4.
-        in_engine: whether it is part of the module that DeepSpeed runs, whose frozen weights are cast and sharded too.
-        follows_engine: whether it is cast like the engine's module, though separate from it (PPO's reference).
-        layers: number of layers, the last ones, that keep activations.
-        norms: whether their norms are trained.
-        gathered: weights of a full pass, including a shared base's.
+        reduce: gradients that are reduced at a time (`reduce_bucket_size`).
+        live: weights that ZeRO-3 keeps gathered (`stage3_max_live_parameters`).
+        prefetch: weights that ZeRO-3 gathers ahead (`stage3_prefetch_bucket_size`).
+        group: weights that ZeRO-3's optimizer steps at a time (`sub_group_size`).
     """
 
-    shape: Shape
-    parameters: int
-    trained: int = 0
-    frozen_bytes: float = 4.0
-    in_engine: bool = True
-    follows_engine: bool = False
-    layers: int = 0
-    norms: bool = True
-    head_trained: bool = False
-    gathered: int = 0
-
-
-class Pass(NamedTuple):
-    """Forward and backward passes of one kind in an optimizer step.
-
-    Args:
-        tokens: tokens of one pass, padding included.
-        logits: tokens whose logits exist at a time; 0 for a model without logits.
-        repeated: whether there are several such passes before the step, so that gradients exist when the last begins.
-        joined: tokens of a prompt with an answer, if a prompt is computed once for several answers; else 0.
-        entropy: whether the entropy is part of the loss.
-    """
-
-    model: Model
-    tokens: int
-    logits: int
-    repeated: bool
-    joined: int = 0
-    entropy: bool = False
-
-
-class RolloutWorkload(NamedTuple):
-    """Sampling and scoring on one process.
-
-    Args:
-        rows: responses sampled at a time.
-        prompt, response: maximum tokens.
-        scored: tokens of a pass without gradients.
-        logits: tokens whose logits exist at a time while scoring.
-    """
-
-    rows: int
-    prompt: int
-    response: int
-    scored: int
-    logits: int
-
-
-class ColocatedVLLM(NamedTuple):
-    """vLLM beside the training on each GPU, which gives its memory back while the policy is trained.
-
-    Args:
-        share: bytes that it may take; 0 if the GPU's memory is not known.
-        weights: bytes of its copy of the policy, or of this GPU's part of it.
-        working: bytes of a pass.
-        row: bytes of this GPU's keys and values of the longest row.
-        rows: number of rows at a time that the config asks for.
-    """
-
-    share: float
-    weights: float
-    working: float
-    row: float
-    rows: int
-
-    @property
-    def rows_at_a_time(self) -> int:
-        """Rows whose keys and values have room."""
-        if not self.share:
-            return self.rows
-        return max(0, min(self.rows, int((self.share - self.weights - self.working) // self.row)))
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is room for its weights and one row."""
-        return self.rows_at_a_time > 0
-
-    @property
-    def held(self) -> float:
-        """Bytes while it samples: all of its share."""
-        return self.share or self.weights + self.working + self.rows * self.row
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The models and passes of one process.
-
-    Args:
-        models: the first is the policy, or the only trained model.
-        bf16: bfloat16 arithmetic.
-        checkpointed: activation checkpointing.
-        own_loop: PPO's loop, which uses no DDP wrapper and torch's AdamW; otherwise TRL's trainers.
-        offload: whether unused frozen models outside of the engine are in host memory.
-        averaged: weights with a moving average, in float32.
-    """
-
-    models: tuple[Model, ...]
-    passes: tuple[Pass, ...]
-    bf16: bool
-    checkpointed: bool
-    rollout: RolloutWorkload | None = None
-    own_loop: bool = False
-    offload: bool = False
-    averaged: int = 0
-    vllm: ColocatedVLLM | None = None
-
-    def loading(self, stage: int) -> float:
-        """Host memory of each process while its models are loaded, the trained ones in float32: whole, or under ZeRO-3
-        their largest tensor, which goes straight into shards."""
-        if stage == 3:
-            return 4.0 * max(model.shape.vocab_size * model.shape.hidden_size for model in self.models)
-        return sum(4 * model.trained + (model.parameters - model.trained) * model.frozen_bytes for model in self.models)
+    reduce: int = 500_000_000
+    live: int = 1_000_000_000
+    prefetch: int = 50_000_000
+    group: int = 1_000_000_000
 
 
 class Strategy(NamedTuple):
@@ -207,15 +50,28 @@ class Strategy(NamedTuple):
     name: str
     stage: int
     offload: bool = False
+    buckets: Buckets = Buckets()
 
     @property
     def deepspeed(self) -> bool:
-        return self.stage > 0
+        return self.stage > 0 and self != FSDP2
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients and optimizer are all sharded over the ranks."""
+        return self.stage == 3
+
+    def runs(self, work: Workload) -> bool:
+        """Whether a run may be launched so: PPO refuses `model.offload` under FSDP2."""
+        return not (self == FSDP2 and work.offload)
 
 
 SINGLE = Strategy("single", 0)
 DDP = Strategy("ddp", 0)
-STRATEGIES = (DDP, Strategy("zero1", 1), Strategy("zero2", 2), Strategy("zero3", 3), Strategy("zero3-offload", 3, True))
+FSDP2 = Strategy("fsdp2", 3)
+STRATEGIES = (
+    DDP, Strategy("zero1", 1), Strategy("zero2", 2), Strategy("zero3", 3), FSDP2, Strategy("zero3-offload", 3, True)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -250,8 +106,8 @@ def estimate(work: Workload, strategy: Strategy, processes: int, on_gpu: bool = 
 
     Args:
         processes: world size, over which ZeRO shards.
-        on_gpu: False for a process on the CPU, whose peak counts only pages that were written to: DeepSpeed's buffers
-            are reserved but hardly used, and torch's AdamW makes no tensors as large as all weights there.
+        on_gpu: False for a process on the CPU, whose peak counts only pages that were written to: what the model
+            fills of DeepSpeed's buffers; torch's AdamW steps one tensor after the other there.
     """
     return _Ledger(work, strategy, processes, on_gpu).estimate()
 
@@ -264,7 +120,7 @@ class _Ledger:
         self.width = 2 if work.bf16 else 4
         self.rounded = strategy.deepspeed and work.bf16
         self.weight = 2 if self.rounded else 4
-        self.shards = processes if strategy.stage == 3 else 1
+        self.shards = processes if strategy.sharded else 1
         self.engine = [model for model in work.models if model.in_engine]
         self.others = [model for model in work.models if not model.in_engine]
         self.trained = sum(model.trained for model in self.engine)
@@ -306,7 +162,7 @@ class _Ledger:
         if self.work.offload:
             others = [max(others, default=0.0)] if scoring else []
         size += sum(others) + 4 * self.work.averaged / self.shards
-        if self.work.bf16 and not self.strategy.deepspeed:
+        if self.work.bf16 and not self.strategy.stage:
             size += 2 * self.trained  # autocast caches bfloat16 copies
         return size
 
@@ -316,32 +172,44 @@ class _Ledger:
         if self.strategy.deepspeed:
             return 12 * self.trained / self.processes
         all_at_once = stepping and self.work.own_loop and self.on_gpu  # torch's foreach AdamW holds all denominators
-        return (12 if all_at_once else 8) * self.trained
+        return (12 if all_at_once else 8) * self.trained / self.shards
 
     def _gradients(self, trained: int, stepping: bool = False) -> float:
         """Bytes of the gradients of `trained` weights."""
         size = float(trained * self.weight)
         if self.strategy.offload:
             return 0.0
-        if self.strategy.stage == 3:
+        if self.strategy.sharded and self.strategy.deepspeed:
             size = self.trained * self.weight / self.processes  # one buffer is allocated at the start
-        elif self.strategy.stage == 2:
+        elif self.strategy == FSDP2 or self.strategy.stage == 2:
             size /= self.processes
         elif self.strategy == DDP and self.processes > 1 and not self.work.own_loop:
             size += self.trained * self.weight  # DDP's buckets
         if stepping and self.strategy.deepspeed:
-            shard = self.trained / self.processes  # the optimizer needs a float32 gradient
-            size += 4 * (min(shard, LIVE_PARAMETERS) if self.strategy.stage == 3 else shard)
+            shard = self.trained / self.processes
+            group = min(shard, self.strategy.buckets.group) if self.strategy.sharded else shard
+            # A float32 gradient; torch's AdamW, which steps on the CPU, has two more tensors of its size.
+            size += 4 * group * (1 if self.on_gpu else 3)
         return size
 
     def _buffers(self) -> float:
-        if not (self.strategy.deepspeed and self.on_gpu):
+        if self.strategy == FSDP2:
+            return max(map(self._gathered_units, self.work.models))
+        if not self.strategy.deepspeed:
             return 0.0
-        size = REDUCE_BUCKET * self.weight
-        if self.strategy.stage == 3:
-            gathered = max(model.gathered for model in self.work.models)
-            size += (min(gathered, LIVE_PARAMETERS) + PREFETCHED) * self.weight
-        return float(size)
+        buckets, gathered = self.strategy.buckets, max(model.gathered for model in self.work.models)
+        size = buckets.reduce if self.on_gpu else min(buckets.reduce, self.trained)
+        if self.strategy.sharded:
+            size += min(gathered, buckets.live) + (buckets.prefetch if self.on_gpu else min(gathered, buckets.prefetch))
+        return float(size * self.weight)
+
+    def _gathered_units(self, model: Model) -> float:
+        """What FSDP2 gathers of a model in a pass: two layers (one is gathered ahead), and what is in no layer, such as
+        embeddings, which stays gathered; and a layer's gradient, which is reduced in float32."""
+        layer = min(model.shape.layer_weights, model.gathered)
+        rest = max(0, model.gathered - model.shape.num_layers * model.shape.layer_weights)
+        gradient = max(layer, rest) * (self.width + 4) if model.trained == model.parameters else 0
+        return float((2 * layer + rest) * self.width + gradient)
 
     def _host(self) -> float:
         """Bytes in host memory: the engine's under offload, and offloaded frozen models."""
@@ -379,8 +247,12 @@ class _Ledger:
         policy, width = self.work.models[0], self.width
         shape, length = policy.shape, rollout.prompt + rollout.response
         whole = 0.0
-        if self.strategy.stage == 3 and rollout.rows:  # the transformers engine samples from a gathered policy
+        if self.strategy.sharded and rollout.rows:  # the transformers engine samples from a gathered policy
             whole = self._model_bytes(policy) + (policy.gathered - policy.parameters) * self.weight
+        scored_whole = whole  # the policy is scored before it is released; ZeRO-3 fetches others layer by layer
+        if self.strategy == FSDP2:  # it gathers each whole, in the type of the arithmetic
+            whole = float(policy.gathered * self.width) if rollout.rows else 0.0
+            scored_whole = float(max(model.gathered for model in self.work.models) * self.width)
         repeated = 0 if shape.num_heads == shape.num_kv_heads else 2 * shape.num_heads * shape.head_dim * width
         sampling = self._at(
             gradients=self._gradients(0),
@@ -392,7 +264,7 @@ class _Ledger:
         scoring = self._at(
             gradients=self._gradients(0),
             scoring=True,
-            weights=whole,  # the policy is scored before it is released; other models are fetched layer by layer
+            weights=scored_whole,
             activations=rollout.scored * shape.passing_bytes(width),
             logits=rollout.logits * shape.vocab_size * SCORING_BYTES,
         )

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from alignment.config.loading import read_values, validate
 from alignment.config.sections import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import Model, Shape
+from alignment.memory.workload import Model, Shape
 from alignment.models import trainable
 from alignment.models.importing import foreign
 from alignment.models.policies import scratch_shape

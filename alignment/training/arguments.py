@@ -15,8 +15,9 @@ from alignment.config.sections import ADAPTERS, TrainerConfig
 from alignment.distributed import processes
 from alignment.distributed.launch_files import check_against_config
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import DDP, Strategy, Workload, estimate, in_gb
+from alignment.memory.plan import DDP, FSDP2, Buckets, Strategy, estimate, in_gb
 from alignment.memory.shapes import UnknownShape
+from alignment.memory.workload import Workload
 from alignment.models.policies import num_parameters
 from alignment.models.sources import ModelSource
 
@@ -151,9 +152,11 @@ def memory_plan(make: Callable[[], Workload], sources: Mapping[str, ModelSource]
     except UnknownShape as error:
         return {"parameters": counts, "memory_gb_per_process": str(error)}
     stage = processes.launched_zero_stage()
-    strategy = Strategy(f"zero{stage}", stage, processes.launched_offload()) if stage else DDP
+    # PPO's loop has several models, so that nothing fills in "auto" there.
+    sizes = processes.launched_buckets(None if work.own_loop else work.models[0].shape.hidden_size)
+    strategy = Strategy(f"zero{stage}", stage, processes.launched_offload(), Buckets(**sizes)) if stage else DDP
     if processes.under_fsdp():
-        strategy = Strategy("fsdp2", 3)  # it shards as ZeRO-3 does
+        strategy = FSDP2
     memory = estimate(work, strategy, world_size, on_gpu=not processes.on_cpu())
     return {
         "parameters": counts,

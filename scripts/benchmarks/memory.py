@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ppo_work import MEMORY, make_policy, save_reward_adapter
+from benchmarks.ppo_work import MEMORY, save_policy, save_reward_adapter
 from benchmarks.sft import made_up_words
 
 OURS = "memory_ours"
@@ -43,16 +43,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def prepare(folder: Path, seed: int = 0) -> int:
     """Write the data and the models; returns the number of parameters of one model."""
-    from alignment.config.sections import ScratchConfig
     from alignment.models.policies import load_policy
-    from alignment.models.tokenizers import train_tokenizer
+    from benchmarks.base import base_model
 
     draw = random.Random(seed)
     words, weights = made_up_words(draw)
     texts = [" ".join(draw.choices(words, weights, k=400)) for _ in range(16)]
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **MEMORY)
-    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
-    make_policy(folder, [], tokenizer, shape, Namespace(memory=True, seed=seed))
+    model, tokenizer = base_model(Namespace(model=None, memory=True, seed=seed), MEMORY, texts)
+    save_policy(folder, model, tokenizer)
     save_reward_adapter(folder)
 
     def text(index: int, tokens: int) -> str:

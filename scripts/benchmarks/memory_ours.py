@@ -15,7 +15,8 @@ import reward.train
 import sft.plan
 import sft.train
 from alignment.config.loading import validate
-from alignment.memory.plan import DDP, Workload, estimate, in_gb
+from alignment.memory.plan import DDP, estimate, in_gb
+from alignment.memory.workload import Workload
 from benchmarks.memory import values
 from ppo.config import PPOStageConfig
 from reward.config import RewardStageConfig

@@ -4,6 +4,7 @@ All contestants start from the same policy, reward model and critic and respond 
 the same numbers of epochs, minibatches and new tokens, the same clip ranges, KL coefficient, penalty for a response
 without EOS, and learning rate. One run is one iteration: a rollout and its optimization.
 
+With `--model` the model is the user's own, and ours on one shared base (LoRA) is compared with TRL's with PEFT's LoRA.
 Three measurements: speed; `--memory`, models of more than 100 million parameters; and `--learning`, the mean reward
 that a small policy reaches (`ppo_learning`).
 """
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ppo_work import (
+    LONG_PROMPT_TOKENS,
     MEMORY,
     MEMORY_ROWS,
     PROMPT_TOKENS,
     RESPONSE_TOKENS,
     SPEED,
     Work,
-    make_policy,
     parameters,
     response_stats,
     sample,
+    save_policy,
     save_prompts,
     save_reward_adapter,
     short_prompts,
@@ -39,11 +41,16 @@ UNIT = "samples/s"
 ROWS = 64
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {"trl": ("ppo_trl", {})}
 MORE_PEERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
-    "memory": {"trl-by-hand": ("ppo_trl", {"checkpointed_by_hand": True})}
+    "memory": {
+        "trl-by-hand": ("ppo_trl", {"checkpointed_by_hand": True}),
+        "trl-lora": ("ppo_trl", {"lora": True, "checkpointed_by_hand": True}),
+    },
+    "model": {"trl-lora": ("ppo_trl", {"lora": True})},
 }
 """Ours has activation checkpointing in `memory`. It is TRL's default too, but users must enable it by a call."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speed": {"trunk": {"value": "trunk"}},
+    "model": {"trunk": {"value": "trunk"}, "shared": {"mode": "shared"}},
     "memory": {"shared": {"mode": "shared"}},
     "learning": {},
 }
@@ -56,25 +63,27 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
         from benchmarks import ppo_learning
 
         return ppo_learning.prepare(folder, options)
-    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_demonstrations
     from alignment.data.reading import read_records
-    from alignment.models.tokenizers import train_tokenizer
+    from benchmarks.base import base_model
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
     records = read_records(file, to_demonstrations, DataConfig(train=str(file))).items
     texts = (message["content"] for record in records for message in record.messages)
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
-    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
-    make_policy(folder, records, tokenizer, shape, options)
-    prompts = short_prompts(records, tokenizer, min(options.rows, MEMORY_ROWS) if options.memory else options.rows)
+    model, tokenizer = base_model(options, MEMORY if options.memory else SPEED, texts)
+    # The large model of `--memory` is not trained, because its responses should have the maximum length.
+    save_policy(folder, model, tokenizer, [] if options.memory or options.model else records)
+    limit = LONG_PROMPT_TOKENS if options.model else PROMPT_TOKENS
+    rows = min(options.rows, MEMORY_ROWS) if options.memory else options.rows
+    prompts = short_prompts(records, tokenizer, rows, limit)
     save_prompts(folder, [messages for messages, _ in prompts])
-    if options.memory:
+    if options.memory or options.model:
         save_reward_adapter(folder)
     responses = sample(folder, [ids for _, ids in prompts])
-    work = Work([ids for _, ids in prompts], responses, episodes=len(prompts))
+    work = Work([ids for _, ids in prompts], responses, episodes=len(prompts), prompt_tokens=limit)
     if options.memory:  # the same number of tokens as TRL's padded microbatch
-        tokens = work.microbatch_rows * (PROMPT_TOKENS + RESPONSE_TOKENS)
+        tokens = work.microbatch_rows * (limit + RESPONSE_TOKENS)
         work.iterations, work.num_epochs, work.microbatch_tokens = 2, 1, tokens
         work.gradient_checkpointing = True
     work.write(folder)
@@ -104,7 +113,16 @@ def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str
 
         return ppo_learning.more(work, report["runs"])
     metrics = phases(report["runs"])
+    if mode == "model":
+        metrics |= {"ratio_shared": ratio_of(report["runs"], "trl-lora", "shared", "seconds")}
     return report | metrics | {"notes": phase_notes(metrics)}
+
+
+def ratio_of(runs: Mapping[str, Sequence[Mapping[str, Any]]], theirs: str, ours: str, of: str) -> dict[str, float]:
+    """Seconds of one contestant over another's within a round."""
+    from bench import spread
+
+    return spread(their[of] / our[of] for their, our in zip(runs[theirs], runs[ours], strict=True))
 
 
 def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -112,14 +130,11 @@ def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     of the machine's matmul rate."""
     from bench import spread
 
-    def ratio(of: str, name: str) -> dict[str, float]:
-        return spread(theirs[of] / ours[of] for theirs, ours in zip(runs["trl"], runs[name], strict=True))
-
     return {
-        "ratio_trunk": ratio("seconds", "trunk"),
-        "ratio_generation": ratio("generate", "ours"),
-        "ratio_score": ratio("score", "ours"),
-        "ratio_train": ratio("train", "ours"),
+        "ratio_trunk": ratio_of(runs, "trl", "trunk", "seconds"),
+        "ratio_generation": ratio_of(runs, "trl", "ours", "generate"),
+        "ratio_score": ratio_of(runs, "trl", "ours", "score"),
+        "ratio_train": ratio_of(runs, "trl", "ours", "train"),
         "phases": {
             name: {phase: spread(run[phase] for run in done) for phase in PHASES} for name, done in runs.items()
         },

@@ -20,21 +20,50 @@ def matmul_rate(config: Any, tokens: int = 1024, responses: int = 512) -> float:
         config: a Llama's config.
         tokens, responses: number of rows through the layers, and through the head.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    layers = [(tokens, hidden, hidden)] * 4 + [(tokens, hidden, inner)] * 2 + [(tokens, inner, hidden)]
-    layers *= config.num_hidden_layers
-    layers.append((responses, hidden, config.vocab_size))
+    layers = [(tokens, *shape) for shape in layer_shapes(config)] * config.num_hidden_layers
+    layers.append((responses, config.hidden_size, config.vocab_size))
     operands = {shape: (torch.randn(shape[0], shape[1]), torch.randn(shape[2], shape[1])) for shape in set(layers)}
     gradients = {shape: torch.randn(shape[0], shape[2]) for shape in operands}
     flops = sum(6 * rows * width * out for rows, width, out in layers)
-    best = float("inf")
+    linear, best = torch.nn.functional.linear, float("inf")
     for _ in range(REPEATS):
         started = time.perf_counter()
         for shape in layers:
             (x, weight), gradient = operands[shape], gradients[shape]
-            x @ weight.T, gradient @ weight, gradient.T @ x
+            # Through `linear`, which a stage sends to oneDNN where MKL is slow.
+            linear(x, weight), linear(gradient, weight.T), linear(gradient.T, x.T)
         best = min(best, time.perf_counter() - started)
     return flops / best
+
+
+def product_seconds(config: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> float:
+    """Seconds that the plain matrix products of sampling take: all prompts at once, then a row for each and token."""
+
+    def once(rows: int) -> float:
+        shapes = layer_shapes(config)
+        x = {width: torch.randn(rows, width) for width, _ in shapes}
+        # Weights of their own for each layer: one that is used again would still be in the cache.
+        layers = [[torch.randn(out, width) for width, out in shapes] for _ in range(config.num_hidden_layers)]
+        head, last = torch.randn(config.vocab_size, config.hidden_size), torch.randn(len(prompts), config.hidden_size)
+        best = float("inf")
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            for weight in (weight for layer in layers for weight in layer):
+                torch.nn.functional.linear(x[weight.shape[1]], weight)
+            torch.nn.functional.linear(last, head)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    return once(sum(map(len, prompts))) + (new_tokens - 1) * once(len(prompts))
+
+
+def layer_shapes(config: Any) -> list[tuple[int, int]]:
+    """Inputs and outputs of a layer's matrices: queries, keys, values, output, and a gated MLP."""
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    width = getattr(config, "head_dim", None) or hidden // heads
+    keys = width * (getattr(config, "num_key_value_heads", None) or heads)
+    attention = [(hidden, heads * width), (hidden, keys), (hidden, keys), (heads * width, hidden)]
+    return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
 
 
 def useful_flops(config: Any, tokens: int, responses: int, epochs: int, trunks: int) -> float:
@@ -47,9 +76,8 @@ def useful_flops(config: Any, tokens: int, responses: int, epochs: int, trunks: 
         tokens, responses: token counts of all episodes; `tokens` counts prompts and responses.
         trunks: 2 with a separate critic, 1 with a head on the policy's states.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    trunk = config.num_hidden_layers * (4 * hidden * hidden + 3 * hidden * inner)
-    return 6.0 * epochs * (trunks * trunk * tokens + hidden * config.vocab_size * responses)
+    trunk = config.num_hidden_layers * sum(width * out for width, out in layer_shapes(config))
+    return 6.0 * epochs * (trunks * trunk * tokens + config.hidden_size * config.vocab_size * responses)
 
 
 class Stopwatch:

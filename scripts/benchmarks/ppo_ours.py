@@ -13,10 +13,11 @@ from alignment.config.loading import validate
 from alignment.data.parsing import to_prompts
 from alignment.data.reading import read_records
 from alignment.distributed import processes
+from alignment.models.onednn import linear_layers
 from alignment.runs.journal import Journal
 from alignment.training import publishing
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats
-from benchmarks.ppo_work import PROMPT_TOKENS, Work
+from benchmarks.ppo_work import Work
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.loop import Loop
@@ -45,7 +46,7 @@ class Contestant:
             "data": {
                 "train": str(folder / "prompts.jsonl"),
                 "eval_share": 0.0,
-                "max_length": PROMPT_TOKENS + work.max_new_tokens,
+                "max_length": work.prompt_tokens + work.max_new_tokens,
             },
             "rewards": {"missing_eos_penalty": work.missing_eos_penalty},
             "rollout": {"batch_size": work.episodes, "max_new_tokens": work.max_new_tokens},
@@ -95,6 +96,10 @@ class Contestant:
 
     def run(self) -> dict[str, Any]:
         """Run all iterations; loading the models is not timed."""
+        with linear_layers():  # as a stage runs
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         self.rounds += 1
         loop = self._loop(self.rounds)
         sampling = Stopwatch(lambda sampled: sampled.responses)

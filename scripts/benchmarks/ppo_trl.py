@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft import LoraConfig
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
@@ -18,18 +19,23 @@ from trl.trainer.utils import selective_log_softmax
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats, through_end
 from benchmarks.ppo_work import Work
 
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+"""As `model.method=lora` of ours."""
+
 
 class Contestant:
     """TRL's contestant.
 
     Args:
-        settings: overrides of PPOConfig's arguments, and `checkpointed_by_hand`, activation checkpointing of policy and
-            critic, which the trainer itself never enables.
+        settings: overrides of PPOConfig's arguments; `checkpointed_by_hand`, activation checkpointing of policy and
+            critic, which the trainer itself never enables; and `lora`, PEFT's LoRA with our defaults on the policy,
+            whose bare base is then the reference.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, dict(settings)
         self.checkpointed = self.settings.pop("checkpointed_by_hand", False)
+        self.lora = self.settings.pop("lora", False)
         self.work = Work.read(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "policy", padding_side="left")
         self.rounds = 0
@@ -129,7 +135,8 @@ class Contestant:
             args=PPOConfig(tempfile.mkdtemp(), **values | self.settings),
             processing_class=self.tokenizer,
             model=self._load(AutoModelForCausalLM, "policy"),
-            ref_model=self._load(AutoModelForCausalLM, "policy"),
+            ref_model=None if self.lora else self._load(AutoModelForCausalLM, "policy"),
+            peft_config=LoraConfig(**LORA) if self.lora else None,
             reward_model=self._load(AutoModelForSequenceClassification, "reward"),
             value_model=self._load(AutoModelForSequenceClassification, "reward"),
             train_dataset=datasets.Dataset.from_list(rows),

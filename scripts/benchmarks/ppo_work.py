@@ -6,7 +6,6 @@ import json
 import math
 import random
 import statistics
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 from benchmarks.sft import made_up_words
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 48, 64
+LONG_PROMPT_TOKENS = 96
+"""Maximum tokens of a prompt to a model of the user's own, whose template may have a system turn."""
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-MEMORY_VOCABULARY = 32768
 MEMORY_ROWS = 32  # two iterations of one epoch, so that scoring also runs beside Adam's moments
 SEED = 0
 SFT_TOKENS = 200_000
@@ -34,6 +34,8 @@ class Work:
     """One response per prompt by the initial policy, on which `check` compares the contestants."""
     episodes: int
     """Number of episodes per iteration."""
+    prompt_tokens: int = PROMPT_TOKENS
+    """Maximum tokens of a prompt."""
     max_new_tokens: int = RESPONSE_TOKENS
     iterations: int = 1
     num_epochs: int = 4
@@ -72,21 +74,15 @@ def response_stats(responses: Sequence[Sequence[int]], eos_token_id: int) -> dic
     return {"mean_response_tokens": round(statistics.fmean(map(len, responses)), 1), "ended": round(ended, 3)}
 
 
-def make_policy(folder: Path, records: Sequence[Any], tokenizer: Any, shape: Any, options: Namespace) -> None:
-    """Train a policy on the records until it ends its turns, and save a copy with a new scalar head.
+def save_policy(folder: Path, model: Any, tokenizer: Any, records: Sequence[Any] = ()) -> None:
+    """Save a policy, and a copy with a new scalar head.
 
-    The large model of `--memory` is not trained, because its responses should have the maximum length.
+    Args:
+        records: what the policy is trained on first, until it ends its turns; none: it stays as it is.
     """
-    import torch
-
-    from alignment.models.policies import build_scratch_model
     from alignment.models.scalar import load_scalar_model
 
-    torch.manual_seed(options.seed)
-    model = build_scratch_model("llama", shape, tokenizer)
-    if options.memory:
-        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
-    else:
+    if records:
         rows = [json.dumps({"messages": record.messages}) + "\n" for record in records]
         (folder / "sft.jsonl").write_text("".join(rows), encoding="utf-8")
         model.save_pretrained(folder / "model")
@@ -124,8 +120,10 @@ def fine_tuned(folder: Path, num_tokens: int, learning_rate: float = 2e-3) -> An
     return trainer.model
 
 
-def short_prompts(records: Sequence[Any], tokenizer: Any, count: int) -> list[tuple[Any, list[int]]]:
-    """The first `count` distinct prompts of at most PROMPT_TOKENS tokens: their messages and ids.
+def short_prompts(
+    records: Sequence[Any], tokenizer: Any, count: int, most: int = PROMPT_TOKENS
+) -> list[tuple[Any, list[int]]]:
+    """The first `count` distinct prompts of at most `most` tokens: their messages and ids.
 
     Raises:
         UserError: there are too few.
@@ -136,10 +134,10 @@ def short_prompts(records: Sequence[Any], tokenizer: Any, count: int) -> list[tu
     prompts: dict[tuple[int, ...], Any] = {}
     for record in records:
         ids = tuple(encode_prompt(tokenizer, record.messages[:-1]))
-        if len(ids) <= PROMPT_TOKENS and len(prompts) < count:
+        if len(ids) <= most and len(prompts) < count:
             prompts.setdefault(ids, record.messages[:-1])
     if len(prompts) < count:
-        raise UserError(f"found {len(prompts)} prompts of at most {PROMPT_TOKENS} tokens, {count} needed; lower --rows")
+        raise UserError(f"found {len(prompts)} prompts of at most {most} tokens, {count} needed; lower --rows")
     return [(messages, list(ids)) for ids, messages in prompts.items()]
 
 

@@ -1,4 +1,4 @@
-"""Reward modelling of one epoch with a small Llama: our stage's trainer against TRL's RewardTrainer.
+"""Reward modelling of one epoch with a small Llama, or `--model`: our stage's trainer against TRL's RewardTrainer.
 
 All contestants start from the same weights and train on the same token ids, in float32, with the same learning rate and
 eight pairs per optimizer step. Pairs with an answer beyond the limit are removed beforehand.
@@ -39,31 +39,22 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-MEMORY_VOCABULARY = 32768
 MEMORY_ROWS = 16  # two steps, so that Adam's moments exist in the second
 SEED = 0
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the pairs, as text and as token ids, and the untrained model without and with its head."""
-    import torch
-
-    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_comparisons
     from alignment.data.reading import Reading
-    from alignment.models.policies import build_scratch_model
     from alignment.models.scalar import load_scalar_model
-    from alignment.models.tokenizers import train_tokenizer
+    from benchmarks.base import base_model
 
     file = options.data or write_pairs(folder / "pairs.jsonl", options.seed)
     records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_comparisons)]
     texts = (text for record in records for text in (record.prompt[-1]["content"], record.first, record.second))
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
-    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
-    torch.manual_seed(options.seed)
-    model = build_scratch_model("llama", shape, tokenizer)
-    if options.memory:
-        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
+    model, tokenizer = base_model(options, MEMORY if options.memory else SPEED, texts)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     # Built by our stage; TRL gets the same head, which it would otherwise initialize differently.

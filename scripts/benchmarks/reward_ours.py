@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import Trainer
 
 from alignment.config.loading import validate
+from alignment.models.onednn import linear_layers
 from alignment.runs.journal import Journal
 from benchmarks.reward import DATA, SEED
 from benchmarks.sft_trl import COMMON, run
@@ -48,7 +49,8 @@ class Contestant:
         return {"pairs": pairs, "tokens": tokens, "loss": total / pairs}
 
     def run(self) -> dict[str, Any]:
-        return run(self._trainer())
+        with linear_layers():  # as a stage runs
+            return run(self._trainer())
 
     def _trainer(self) -> Trainer:
         return build_trainer(self.config, self.prepared, Journal(self.config.run_dir, enabled=False))

@@ -1,4 +1,4 @@
-"""SFT of one epoch with a small Llama: our stage's trainer against TRL's SFTTrainer.
+"""SFT of one epoch with a small Llama, or `--model`: our stage's trainer against TRL's SFTTrainer.
 
 All contestants start from the same weights and train on the same token ids and labels, in float32, with the same
 learning rate and the same rows per optimizer step (packed rows have a varying number of transcripts).
@@ -36,30 +36,21 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SPEED = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
 MEMORY = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
-MEMORY_VOCABULARY = 32768  # large enough that a full matrix of logits dominates the memory
 MEMORY_ROWS = 16  # two steps, so that Adam's moments exist in the second
 
 
 def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
     """Write the rows and the untrained model; returns their description."""
-    import torch
-
-    from alignment.config.sections import DataConfig, ScratchConfig
+    from alignment.config.sections import DataConfig
     from alignment.data.parsing import to_demonstrations
     from alignment.data.reading import Reading
-    from alignment.models.policies import build_scratch_model
-    from alignment.models.tokenizers import train_tokenizer
+    from benchmarks.base import base_model
     from sft.data import encode_data
 
     file = options.data or write_transcripts(folder / "transcripts.jsonl", options.seed)
     records = [record for _, record in Reading(DataConfig(train=str(file), eval_share=0.0), to_demonstrations)]
     texts = (message["content"] for record in records for message in record.messages)
-    shape = ScratchConfig(vocab_size=4096, max_position_embeddings=1024, **(MEMORY if options.memory else SPEED))
-    tokenizer = train_tokenizer(texts, shape.vocab_size, "chatml")
-    torch.manual_seed(options.seed)
-    model = build_scratch_model("llama", shape, tokenizer)
-    if options.memory:
-        model.resize_token_embeddings(MEMORY_VOCABULARY, mean_resizing=False)
+    model, tokenizer = base_model(options, MEMORY if options.memory else SPEED, texts)
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = min(options.rows, MEMORY_ROWS) if options.memory else options.rows

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from alignment.config.loading import validate
+from alignment.models.onednn import linear_layers
 from benchmarks.sft import DATA
 from benchmarks.sft_trl import COMMON, check, run
 from sft.building import build_trainer
@@ -33,7 +34,8 @@ class Contestant:
         return check(self._trainer())
 
     def run(self) -> dict[str, Any]:
-        return run(self._trainer())
+        with linear_layers():  # as a stage runs
+            return run(self._trainer())
 
     def _trainer(self) -> Trainer:
         return build_trainer(self.config, self.prepared)

@@ -94,7 +94,7 @@ def test_the_memory_of_a_process_is_read(tmp_path):
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    return folder, sft.prepare(folder, Namespace(data=None, seed=0, rows=8, memory=False))
+    return folder, sft.prepare(folder, Namespace(data=None, seed=0, rows=8, memory=False, model=None))
 
 
 def test_all_contestants_do_the_same_work(work, monkeypatch):
@@ -133,7 +133,7 @@ def test_generated_transcripts_are_as_long_as_those_of_hh(tmp_path):
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pairs")
-    return folder, reward.prepare(folder, Namespace(data=None, seed=0, rows=8, memory=False))
+    return folder, reward.prepare(folder, Namespace(data=None, seed=0, rows=8, memory=False, model=None))
 
 
 def test_all_reward_trainers_do_the_same_work(pairs):
@@ -167,7 +167,7 @@ def test_generated_pairs_are_as_long_as_those_of_hh(tmp_path):
     """HH: 173 tokens a side, 37% of them in the prompt, which both sides share; the longest side 190."""
     lines = reward.write_pairs(tmp_path / "a.jsonl", 0).read_text().splitlines()
     assert reward.write_pairs(tmp_path / "b.jsonl", 0).read_text().splitlines() == lines
-    about = reward.prepare(tmp_path, Namespace(data=None, seed=0, rows=400, memory=False))
+    about = reward.prepare(tmp_path, Namespace(data=None, seed=0, rows=400, memory=False, model=None))
     assert 150 < about["mean_tokens"] < 200
     assert 0.33 < about["shared"] < 0.42
 

@@ -11,25 +11,13 @@ from torch import nn
 
 from alignment.config.sections import ModelConfig
 from alignment.generation.kv_cache import make_cache
-from alignment.memory.plan import (
-    DDP,
-    PARTS,
-    SINGLE,
-    STRATEGIES,
-    Model,
-    Pass,
-    RolloutWorkload,
-    Shape,
-    Strategy,
-    Workload,
-    estimate,
-    in_gb,
-)
+from alignment.memory.plan import DDP, PARTS, SINGLE, STRATEGIES, Buckets, Strategy, estimate, in_gb
 from alignment.memory.shapes import read_shape, sized
+from alignment.memory.workload import Model, Pass, RolloutWorkload, Shape, Workload
 from alignment.models.packing import attend_by_group, positions, row_arguments
 from alignment.models.trainable import apply_method
 
-ZERO1, ZERO2, ZERO3, OFFLOAD = STRATEGIES[1:]
+ZERO1, ZERO2, ZERO3, FSDP2, OFFLOAD = STRATEGIES[1:]
 SHAPE = Shape(
     vocab_size=1000, hidden_size=8, intermediate_size=16, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=2
 )
@@ -217,6 +205,36 @@ def test_offload_leaves_activations_and_buffers_on_the_gpu():
     assert {part for part, size in found.parts.items() if size} == {"activations", "buffers"}
     assert found.parts["buffers"] == 2 * (500_000_000 + 1_000_000_000 + 50_000_000)
     assert found.host == 18 * 4_000_000_000 / 8
+
+
+def test_fsdp2_by_hand():
+    """Float32 shards of weights, gradients and moments; gathered in bfloat16: two of three layers, and the rest."""
+    assert states(1000, FSDP2, 8) == 1000 * (4 + 4 + 8) / 8
+    layer = 8 * (2 * 8 + 2 * 4) + 3 * 8 * 16
+    assert SHAPE.layer_weights == layer
+    policy, reward = full(count=3 * layer + 100), Model(SHAPE, 4000, in_engine=False, gathered=4000)
+    rollout = RolloutWorkload(rows=4, prompt=6, response=2, scored=16, logits=8)
+    work = Workload((policy, reward), (Pass(policy, 16, 8, True),), True, False, rollout, own_loop=True)
+    moments = estimate(work, FSDP2, 4).moments
+    shards = (4 * policy.parameters + 4 * 4000) / 4
+    assert moments["sampling"]["weights"] == shards + 2 * policy.gathered
+    assert moments["scoring"]["weights"] == shards + 2 * 4000  # the largest model, whole
+    assert moments["update: loss"]["weights"] == shards
+    ours, other = 2 * (2 * layer + 100) + (2 + 4) * layer, 2 * (2 * layer + 4000 - 3 * layer)
+    assert moments["update: loss"]["buffers"] == max(ours, other)
+    assert FSDP2.runs(work) and not FSDP2.runs(replace(work, offload=True)) and ZERO3.runs(replace(work, offload=True))
+
+
+def test_buffers_are_as_the_launch_file_sets_them_and_on_a_cpu_what_the_model_fills():
+    model = full(count=1_000_000)
+    work = Workload((model,), (Pass(model, 64, 0, True),), False, True)
+    small = ZERO3._replace(buckets=Buckets(reduce=1000, live=2000, prefetch=300, group=5000))
+    on_gpu, on_cpu = (estimate(work, small, 4, on_gpu=place).moments["optimizer step"] for place in (True, False))
+    assert on_gpu["buffers"] == on_cpu["buffers"] == 4 * (1000 + 2000 + 300)
+    assert on_gpu["gradients"] == 4 * (1_000_000 / 4 + 5000)
+    assert on_cpu["gradients"] == 4 * (1_000_000 / 4 + 3 * 5000)
+    filled = estimate(work, ZERO3, 4, on_gpu=False).moments["optimizer step"]["buffers"]
+    assert filled == 4 * 3 * 1_000_000  # the defaults are larger than the model
 
 
 def test_more_sharding_never_takes_more_of_the_states():

@@ -1,13 +1,13 @@
-"""One process of a PPO run whose memory is measured phase by phase: `sharded_worker.py CONFIG OUT`.
+"""One process of a PPO run whose memory is measured phase by phase: `memory_sharded_ours.py CONFIG OUT`.
 
-Each process writes OUT/memory-RANK.json: the peak of its anonymous memory (what it allocated itself, not files that
-are mapped) while models are loaded, while a rollout is scored and while it is learned from, above what it held after
-its imports; and the largest tensor that it made. Responses are given, since the transformers engine samples from a
-whole policy.
+Each process writes OUT/memory-RANK.json: by phase the peak of its anonymous memory (what it allocated itself, not files
+that are mapped) above what it held after its imports, what `alignment.memory.plan` has for that phase, and the largest
+tensor that it made. Responses are given, since the transformers engine samples from a whole policy.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,8 @@ from alignment.data.parsing import to_prompts
 from alignment.data.reading import train_and_eval
 from alignment.distributed import processes, zero3
 from alignment.generation.sampling import Sampled, Sampling
+from alignment.memory.plan import Buckets, Strategy, estimate
+from alignment.memory.shapes import ShapeFinder
 from alignment.registry import Registry
 from alignment.runs.journal import Journal
 from alignment.training.stage import exit_process
@@ -32,6 +35,7 @@ from ppo import loop as ppo_loop
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models, load_policy_tokenizer
 from ppo.loop import Loop
+from ppo.plan import find_shapes, workload
 from ppo.prompts import encode_prompts, prompt_limit
 
 INTERVAL = 0.002
@@ -40,7 +44,7 @@ INTERVAL = 0.002
 class GivenResponses:
     """Stands where the sampling engine is: responses of the longest length, made up from the seeds."""
 
-    def generate(self, prompts: Sequence[list[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
+    def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled:
         def response(seed: int) -> list[int]:
             generator = torch.Generator().manual_seed(seed)
             words = torch.randint(10, 1000, (sampling.max_new_tokens,), generator=generator)
@@ -56,7 +60,7 @@ class LargestTensor(TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor) and leaf.device.type != "meta":
@@ -71,7 +75,7 @@ def anonymous() -> int:
 
 
 @contextmanager
-def peak_into(found: dict[str, int], name: str, base: int) -> Iterator[None]:
+def peak_into(found: dict[str, Any], name: str, base: int) -> Iterator[None]:
     """Write the peak inside, above `base`, to `found[name]`."""
     done, highest = threading.Event(), [anonymous()]
 
@@ -90,14 +94,35 @@ def peak_into(found: dict[str, int], name: str, base: int) -> Iterator[None]:
         found[name] = highest[0] - base
 
 
+def planned(values: dict[str, Any]) -> dict[str, float]:
+    """Bytes that the plan has for each phase of this launch."""
+    # The responses are given, as from a vLLM elsewhere: nothing is gathered to sample.
+    given = {"engine": "vllm", "vllm": {"server_base_url": "http://sampler:8000"}}
+    config = PPOStageConfig.model_validate(values | {"rollout": values["rollout"] | given})
+    count = processes.world_size()
+    work = workload(config, find_shapes(config, ShapeFinder(Registry(config.registry.path))), count)
+    strategy = Strategy("zero3", processes.launched_zero_stage(), buckets=Buckets(**processes.launched_buckets(None)))
+    totals = {
+        name: sum(parts.values()) for name, parts in estimate(work, strategy, count, on_gpu=False).moments.items()
+    }
+    shards = sum(4 * model.parameters for model in work.models) / count
+    return {
+        "loading": shards + work.loading(strategy.stage),
+        "scoring": totals["scoring"],
+        "updating": max(size for name, size in totals.items() if name.startswith(("update", "optimizer"))),
+    }
+
+
 def main(file: Path, out: Path) -> None:
-    config = PPOStageConfig.model_validate(json.loads(file.read_text()))
+    values = json.loads(file.read_text())
+    config = PPOStageConfig.model_validate(values)
     processes.start_processes()
+    expected = planned(values)  # before there is an engine, under which transformers would shard what it builds
     accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
-    import deepspeed.runtime.zero.parameter_offload  # noqa: F401 - what it takes is no part of a model
+    importlib.import_module("deepspeed.runtime.zero.parameter_offload")  # what it takes is no part of a model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM  # noqa: F401
 
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {"planned": expected}
     base = anonymous()
     train_set, _ = train_and_eval(config.data, to_prompts)
     largest = LargestTensor()
