@@ -200,5 +200,8 @@ class _ShardWriter:
         if self._tensors:
             self._files += 1
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._tensors, self._folder / f"model-{self._files:05d}.safetensors", metadata={"format": "pt"})
+            file = self._folder / f"model-{self._files:05d}.safetensors"
+            save_file(self._tensors, file, metadata={"format": "pt"})
+            # safetensors lets its owner alone read it; the server may be another user, so the umask decides.
+            file.chmod(self._folder.stat().st_mode & 0o666)
             self._tensors = {}

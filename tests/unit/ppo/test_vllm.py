@@ -264,6 +264,7 @@ def server():
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert request["method"] == "reload_weights"
             files = sorted(Path(request["kwargs"]["weights_path"]).glob("*.safetensors"))
+            assert all(file.stat().st_mode & 0o777 == file.parent.stat().st_mode & 0o666 for file in files)
             read.append((request["kwargs"]["weights_path"], [load_file(file) for file in files]))
             self.do_GET()
 
