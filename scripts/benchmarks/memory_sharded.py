@@ -41,7 +41,7 @@ SIZES = {
 
 
 def prepare(folder: Path, size: ShardedSize) -> int:
-    """Write models, prompts and FOLDER/ppo.json; returns the bytes of the policy in float32."""
+    """Write models, prompts and FOLDER/case.json; returns the bytes of the policy in float32."""
     import torch
     import transformers
 
@@ -70,17 +70,17 @@ def prepare(folder: Path, size: ShardedSize) -> int:
     for name in ("policy", "reward"):
         tokenizer.save_pretrained(folder / name)
     prompts = [json.dumps({"prompt": " ".join(text.split()[:12])}) for text in texts]
-    (folder / "ppo.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    (folder / "case.jsonl").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     config = {
         "name": "case",
         "model": {"policy": str(folder / "policy"), "reward": str(folder / "reward"), "value": "trunk"},
-        "data": {"train": str(folder / "ppo.jsonl"), "eval_share": 0.0, "max_length": 160},
+        "data": {"train": str(folder / "case.jsonl"), "eval_share": 0.0, "max_length": 160},
         "rollout": {"batch_size": 8, "max_new_tokens": 32},
         "ppo": {"num_minibatches": 2, "num_epochs": 1},
         "training": {"max_steps": 2, "microbatch_tokens": 192, "save_steps": 0, "bf16": False, "learning_rate": 1e-5},
         "registry": {"name": "case", "path": str(folder / "registry")},
     }
-    (folder / "ppo.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "case.json").write_text(json.dumps(config), encoding="utf-8")
     return whole
 
 
@@ -96,7 +96,7 @@ def measure(folder: Path, out: Path, size: ShardedSize, processes: int, timeout:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(launch)]
-    command += ["--main_process_port", str(port), "-m", OURS, str(folder / "ppo.json"), str(out)]
+    command += ["--main_process_port", str(port), "-m", OURS, str(folder / "case.json"), str(out)]
     done = subprocess.run(
         command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout,
         check=False,
