@@ -138,7 +138,7 @@ def people_figures(votes: Sequence[Judgment]) -> Figures:
 
 def powered_figures(people: Sequence[Judgment], judge: Sequence[Judgment]) -> Figures | None:
     """People's win rate with a judge's help, beside the one from their votes alone."""
-    outcome = {judgment.prompt: judgment.outcome for judgment in judge}
+    outcome = {judgment.prompt: judgment.expected_outcome for judgment in judge}
     votes = [vote for vote in people if vote.prompt in outcome]
     if not votes:
         return None
@@ -147,7 +147,7 @@ def powered_figures(people: Sequence[Judgment], judge: Sequence[Judgment]) -> Fi
     estimate = powered_mean(
         [vote.outcome for vote in votes],
         [outcome[vote.prompt] for vote in votes],
-        [judgment.outcome for judgment in rest],
+        [judgment.expected_outcome for judgment in rest],
         [vote.prompt for vote in votes],
         [judgment.prompt for judgment in rest],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -77,6 +78,18 @@ class Judgment:
     scores: tuple[float, float] | None = None
     labeler: str | None = None
     answers: tuple[str, str] = ("", "")
+
+    @property
+    def expected_outcome(self) -> float:
+        """What the judge expects people's votes to be on average, in [0, 1].
+
+        A reward model learned the Bradley-Terry probability of a vote, the sigmoid of its scores' difference, which
+        says more than who won (docs/development/studies/saved-votes.md). Scores of other judges have no such unit.
+        """
+        if self.scores is None or not self.judge.startswith("reward="):
+            return self.outcome
+        first, second = self.scores
+        return 1 / (1 + math.exp(min(second - first, 700.0)))
 
 
 class Bout(NamedTuple):

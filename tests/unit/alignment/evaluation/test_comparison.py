@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import random
 
 import pytest
 from helpers.comparing import contest, question, said
@@ -90,6 +92,38 @@ def test_a_judges_help_leaves_out_pairs_that_people_are_not_asked():
     assert figures["powered"]["value"] == pytest.approx(10 / 29, abs=0.01)  # a perfect judge: nearly the mean over all
     assert figures["votes_bought"] > 10
     assert powered_figures([], said(RULE, found, outcomes)) is None
+
+
+def test_a_reward_model_helps_by_the_probability_that_it_gives_a_vote():
+    """Its scores say who wins and how surely; a function's scores have no such unit, so its verdict counts."""
+    bout = next(contest([question("Q")], a=["a"], b=["b"]).bouts())
+    model = JudgeIdentity("reward=rm@v1", "reward model", "d")
+    assert bout.judged(model, 1.0, (2.0, 1.0)).expected_outcome == pytest.approx(math.e / (1 + math.e))
+    assert bout.judged(model, 0.0, (-1e6, 1e6)).expected_outcome == pytest.approx(0.0)
+    assert bout.judged(model, 1.0, (1e6, -1e6)).expected_outcome == 1.0
+    assert bout.judged(RULE, 1.0, (2.0, 1.0)).expected_outcome == 1.0
+    assert bout.judged(PEOPLE, 0.5, labeler="h").expected_outcome == 0.5
+
+
+def test_what_a_reward_model_knows_of_chances_saves_votes():
+    """Votes are coins of unlike chances, all above one half: who wins is the same everywhere and says nothing."""
+    rng = random.Random(0)
+    chances = [rng.choice((0.55, 0.99)) for _ in range(400)]
+    prompts = [question(f"Q{number}") for number in range(400)]
+    found = contest(prompts, a=["a"] * 400, b=["b"] * 400)
+    bouts = list(found.bouts())
+    votes = [
+        bout.judged(PEOPLE, float(rng.random() < chance), labeler=f"h{n}")
+        for bout, chance in list(zip(bouts, chances, strict=True))[:100] for n in range(5)
+    ]  # fmt: skip
+    scores = [(math.log(chance / (1 - chance)), 0.0) for chance in chances]
+
+    def width(identity):
+        judged = [bout.judged(identity, 1.0, score) for bout, score in zip(bouts, scores, strict=True)]
+        figures = powered_figures(votes, judged)
+        return figures["powered"]["ci"][1] - figures["powered"]["ci"][0]
+
+    assert width(JudgeIdentity("reward=rm@v1", "reward model", "d")) < 0.8 * width(RULE)
 
 
 def test_the_stopping_rule_and_what_it_still_needs():
