@@ -39,3 +39,17 @@ def batch_plan(config: PPOStageConfig, world_size: int) -> BatchPlan:
         )
     episodes = total // world_size
     return BatchPlan(episodes=episodes, prompts=episodes // generations, minibatch=total // count)
+
+
+def check_copies(config: PPOStageConfig, world_size: int) -> None:
+    """Refuse processes that do not divide into copies of a colocated vLLM. A dry run, of one process, goes without.
+
+    Raises:
+        ConfigError: names the key, and the nearest size that works.
+    """
+    together = config.rollout.vllm.tensor_parallel_size
+    if world_size % together:
+        raise ConfigError(
+            f"rollout.vllm.tensor_parallel_size={together} does not divide the {world_size} processes; use "
+            f"{math.gcd(together, world_size)}, or another number of processes"
+        )

@@ -151,6 +151,13 @@ class VLLMConfig(Section):
             raise ValueError(f"{url!r} is no address of a server; {fix}")
         return plain
 
+    @model_validator(mode="after")
+    def _keys_of_the_place(self) -> Self:
+        if self.server_base_url is not None:
+            why = "is for a colocated vLLM, and with server_base_url a server samples; give it to `vllm serve`"
+            _without_effect(self, ("tensor_parallel_size", "gpu_memory_utilization"), why)
+        return self
+
     @property
     def sleeps(self) -> bool:
         """True if vLLM gives its memory back while the policy is trained; it has no such mode on a CPU."""
@@ -186,8 +193,8 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _keys_of_the_engine(self) -> Self:
-        if self.engine != "vllm" and "vllm" in self.model_fields_set:
-            raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm or take it out")
+        if self.engine != "vllm" and self.vllm != VLLMConfig():
+            raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm, or rollout.vllm={}")
         return self
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import processes
+from alignment.memory.plan import SAMPLING_BYTES
 from alignment.memory.shapes import ShapeFinder, frozen, sized
-from alignment.memory.workload import Model, Pass, RolloutWorkload, Workload
+from alignment.memory.workload import ColocatedVLLM, Model, Pass, RolloutWorkload, Workload
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.ensembles import num_members
 from alignment.models.forward import LOGITS_AT_ONCE
@@ -91,7 +93,6 @@ def workload(
         members: of a reward model that is an ensemble, by its role.
         gpu_memory: bytes of a GPU, of which a colocated vLLM takes a share.
     """
-    vllm = config.rollout.vllm if config.rollout.engine == "vllm" else None
     rollout, training, length = config.rollout, config.training, config.data.max_length
     policy, critic, rest = _roles(config, shapes, members or {})
     episodes = batch_plan(config, processes).episodes
@@ -110,7 +111,7 @@ def workload(
         bf16=training.bf16 is not False,
         checkpointed=training.gradient_checkpointing,
         rollout=RolloutWorkload(
-            rows=0 if vllm else min(rollout.generation_batch_size, episodes),
+            rows=0 if rollout.engine == "vllm" else min(rollout.generation_batch_size, episodes),
             prompt=length - rollout.max_new_tokens,
             response=rollout.max_new_tokens,
             scored=scored,
@@ -119,8 +120,29 @@ def workload(
         own_loop=True,
         offload=config.model.offload,
         averaged=policy.trained if training.ema_decay is not None else 0,
-        vllm=vllm.gpu_memory_utilization * gpu_memory if vllm and vllm.mode == "colocate" else 0.0,
-        vllm_sleeps=bool(vllm and vllm.sleeps),
+        vllm=_vllm(config, policy, episodes, gpu_memory),
+    )
+
+
+VLLM_TOKENS = 4096
+"""Tokens of one pass of a colocated vLLM, as TRL starts it."""
+
+
+def _vllm(config: PPOStageConfig, policy: Model, episodes: int, gpu_memory: float) -> ColocatedVLLM | None:
+    """A colocated vLLM, which divides weights and attention heads over the GPUs that share a copy."""
+    rollout, vllm, shape = config.rollout, config.rollout.vllm, policy.shape
+    if rollout.engine != "vllm" or vllm.mode == "server":
+        return None
+    together = vllm.tensor_parallel_size
+    width = 4 if (vllm.dtype or ("float32" if config.training.bf16 is False else "bfloat16")) == "float32" else 2
+    rows = min(rollout.generation_batch_size, episodes) * together
+    part = replace(shape, num_kv_heads=max(1, shape.num_kv_heads // together))
+    return ColocatedVLLM(
+        share=vllm.gpu_memory_utilization * gpu_memory,
+        weights=policy.gathered * width / together,
+        working=VLLM_TOKENS * shape.passing_bytes(width) / together + rows * shape.vocab_size * SAMPLING_BYTES,
+        row=config.data.max_length * part.cache_bytes(width),
+        rows=rows,
     )
 
 

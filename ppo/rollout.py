@@ -139,7 +139,8 @@ def make_sampler(config: PPOStageConfig, models: Models, accelerator: Accelerato
     """The engine that samples the policy's responses."""
     if config.rollout.engine == "transformers":
         return TransformersEngine(models.policy.model, models.tokenizer)
-    from alignment.generation.vllm import VLLMEngine, free_port
+    from alignment.generation.vllm import VLLMEngine
+    from alignment.generation.vllm_server import free_port
 
     vllm = config.rollout.vllm
     return VLLMEngine(
@@ -155,6 +156,7 @@ def make_sampler(config: PPOStageConfig, models: Models, accelerator: Accelerato
         gpu_memory_utilization=vllm.gpu_memory_utilization,
         enable_sleep_mode=vllm.sleeps and accelerator.device.type == "cuda",
         dtype=config.sampled_in,
+        weights_folder=config.run_dir / "vllm-weights",
     )
 
 

@@ -20,7 +20,7 @@ from alignment.training import opening, publishing
 from alignment.training.data_check import DATA_WATCHED, note_findings, write_report
 from alignment.training.stage import write_bad_rows
 from ppo.alarms import watched
-from ppo.batch_plan import batch_plan
+from ppo.batch_plan import batch_plan, check_copies
 from ppo.config import PPOStageConfig
 from ppo.loading import load_models
 from ppo.loop import STOPPED, Loop
@@ -38,6 +38,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     check_config(config)
     processes.start_processes()
     batch_plan(config, processes.world_size())
+    check_copies(config, processes.world_size())
     accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
     processes.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)

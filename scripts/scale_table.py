@@ -32,7 +32,8 @@ class PolicySize:
 
     Args:
         gpus: processes that train.
-        together: GPUs that hold one copy for sampling (tensor parallel, by vLLM, where it is more than one).
+        together: GPUs that hold one copy for sampling (tensor parallel).
+        share: vLLM's share of each GPU; 0 where it samples on GPUs of its own.
         microbatch: tokens of a backward pass.
     """
 
@@ -41,16 +42,17 @@ class PolicySize:
     memory: float
     gpus: int
     together: int
+    share: float
     microbatch: int
 
 
 SIZES = (
-    PolicySize("meta-llama/Llama-3.1-8B", "H100", 80e9, 8, 1, 8192),
-    PolicySize("meta-llama/Llama-3.1-8B", "H200", 141e9, 8, 1, 8192),
-    PolicySize("meta-llama/Llama-3.1-70B", "H100", 80e9, 64, 4, 4096),
-    PolicySize("meta-llama/Llama-3.1-70B", "H200", 141e9, 32, 2, 4096),
-    PolicySize("meta-llama/Llama-3.1-405B", "H100", 80e9, 512, 16, 2048),
-    PolicySize("meta-llama/Llama-3.1-405B", "H200", 141e9, 256, 8, 2048),
+    PolicySize("meta-llama/Llama-3.1-8B", "H100", 80e9, 8, 1, 0.5, 8192),
+    PolicySize("meta-llama/Llama-3.1-8B", "H200", 141e9, 8, 1, 0.5, 8192),
+    PolicySize("meta-llama/Llama-3.1-70B", "H100", 80e9, 32, 8, 0.4, 4096),
+    PolicySize("meta-llama/Llama-3.1-70B", "H200", 141e9, 32, 4, 0.5, 4096),
+    PolicySize("meta-llama/Llama-3.1-405B", "H100", 80e9, 512, 16, 0.0, 2048),
+    PolicySize("meta-llama/Llama-3.1-405B", "H200", 141e9, 256, 8, 0.0, 2048),
 )
 
 
@@ -73,35 +75,40 @@ def pass_seconds(parameters: float, tokens: float, operations: int, gpus: int) -
 
 
 def config_of(size: PolicySize, critic: str, mode: str) -> Any:
-    """The PPO run of a size: the 8B recipe with other models."""
+    """The PPO run of a size: the 8B recipe with other models; from 70B on they wait in the host's memory."""
     from alignment.config.loading import load_config
     from ppo.config import PPOStageConfig
 
     changes = [f"model.policy={size.name}", f"model.reward={size.name}", f"model.mode={mode}", f"model.value={critic}"]
-    changes += ["model.offload=false"] if mode == "shared" else []
-    if size.together > 1:  # one GPU does not hold the policy: vLLM samples on GPUs of its own
-        changes += ["rollout.engine=vllm", "rollout.vllm.server_base_url=http://sampler:8000"]
+    changes += [f"model.offload={str(size.together > 1 and mode == 'separate').lower()}"]
+    if size.share:
+        changes += [f"rollout.vllm={{tensor_parallel_size: {size.together}, gpu_memory_utilization: {size.share}}}"]
+    else:
+        changes += ["rollout.vllm={server_base_url: 'http://sampler:8000'}"]
     changes += [f"training.microbatch_tokens={size.microbatch}", f"rollout.batch_size={max(EPISODES, 4 * size.gpus)}"]
     return load_config(PPOStageConfig, ROOT / "configs" / "ppo" / "8b.yaml", changes)
 
 
 def memory_rows() -> list[str]:
     """Markdown: memory of one GPU under ZeRO-3 while it trains, and what sampling and scoring add."""
-    from alignment.cli.plan import RESERVED
+    from alignment.cli.plan import RESERVED, Cluster
     from alignment.memory.plan import STRATEGIES, estimate
     from alignment.memory.shapes import ShapeFinder
     from alignment.registry import Registry
     from ppo.plan import find_shapes, workload
 
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
-    head = ["policy", "GPUs", "held", *parts, "update", "sampling", "scoring"]
+    head = ["policy", "GPUs", "held", *parts, "update", "sampling", "scoring", "a node"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     finder = ShapeFinder(Registry(ROOT / "registry"))
     for size in SIZES:
         for mode, critic in (("separate", "trunk"), ("shared", "adapter")):
             config = config_of(size, critic, mode)
-            work = workload(config, find_shapes(config, finder), size.gpus)
-            moments = estimate(work, next(each for each in STRATEGIES if each.name == "zero3"), size.gpus).moments
+            work = workload(config, find_shapes(config, finder), size.gpus, gpu_memory=size.memory)
+            assert work.vllm is None or work.vllm.fits
+            zero3 = next(each for each in STRATEGIES if each.name == "zero3")
+            found, cluster = estimate(work, zero3, size.gpus), Cluster(8, size.gpus // 8, size.memory)
+            moments = found.moments
             totals = {moment: sum(found.values()) / 1e9 for moment, found in moments.items()}
             update = max((moment for moment in moments if "ing" not in moment), key=lambda moment: totals[moment])
             cells = [size.name.rpartition("-")[2], f"{size.gpus} {size.gpu}", f"{mode}, critic {critic}"]
@@ -109,6 +116,7 @@ def memory_rows() -> list[str]:
             usable = (1 - RESERVED) * size.memory / 1e9
             cells += [f"{gb:.0f}{'' if gb <= usable else ' (too much)'}"
                       for gb in (totals[update], totals["sampling"], totals["scoring"])]  # fmt: skip
+            cells.append(f"{cluster.node_memory(work, zero3, found) / 1e9:.0f}")
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -79,13 +80,15 @@ def plan(
     gpus: plan_cli.GpusOption = 8,
     memory: plan_cli.MemoryOption = "80GB",
     nodes: plan_cli.NodesOption = 1,
+    host_memory: plan_cli.HostMemoryOption = None,
     model_config: plan_cli.ModelConfigOption = None,
     stage: plan_cli.StageOption = None,
     as_json: plan_cli.JsonOption = False,
 ) -> None:
     """Memory of each GPU, what fits, how to launch.  Example: alignment plan configs/ppo/8b.yaml --gpus 8"""
     with contextlib.redirect_stdout(sys.stderr):  # some libraries greet when they are imported
-        cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory))
+        host = math.inf if host_memory is None else plan_cli.parse_memory(host_memory, "--host-memory")
+        cluster = plan_cli.Cluster(gpus, nodes, plan_cli.parse_memory(memory), host)
         found = _planned(config, overrides or [], cluster, model_config, stage)
     if as_json:
         typer.echo(json.dumps(plan_cli.as_json(found), indent=2))

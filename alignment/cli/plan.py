@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import typer
 
 from alignment.errors import ConfigError, UserError
 from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, estimate, in_gb
-from alignment.memory.workload import Workload
+from alignment.memory.workload import ColocatedVLLM, Workload
 from alignment.terminal import one_line
 
 STAGES = ("sft", "reward", "ppo")
@@ -25,6 +26,9 @@ OverridesArgument = Annotated[list[str] | None, typer.Argument(metavar="[key=val
 GpusOption = Annotated[int, typer.Option("--gpus", min=1, help="GPUs of each node.")]
 NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Nodes.")]
 MemoryOption = Annotated[str, typer.Option("--memory", help="Of each GPU: 80GB, 141GB, 40GiB.")]
+HostMemoryOption = Annotated[
+    str | None, typer.Option("--host-memory", help="Of each node: 200GB. Without it a node's memory is no limit.")
+]
 StageOption = Annotated[str | None, typer.Option("--stage", help="sft, reward or ppo, if the file does not tell.")]
 ModelConfigOption = Annotated[
     str | None,
@@ -33,7 +37,7 @@ ModelConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
-def parse_memory(text: str) -> float:
+def parse_memory(text: str, option: str = "--memory") -> float:
     """Bytes of `80GB` (10^9), `40GiB` (2^30).
 
     Raises:
@@ -42,7 +46,7 @@ def parse_memory(text: str) -> float:
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
     size = float(match[1]) * _UNITS.get(match[2].upper() or "GB", 0.0) if match else 0.0
     if size <= 0:
-        raise UserError(f"--memory {text}: expected a size such as 80GB or 40GiB")
+        raise UserError(f"{option} {text}: expected a size such as 80GB or 40GiB")
     return size
 
 
@@ -74,6 +78,8 @@ class Cluster:
     gpus: int
     nodes: int
     memory: float
+    host: float = math.inf
+    """Of each node."""
 
     @property
     def processes(self) -> int:
@@ -82,6 +88,15 @@ class Cluster:
     @property
     def usable(self) -> float:
         return self.memory * (1 - RESERVED)
+
+    def node_memory(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> float:
+        """Bytes of a node's own memory, while its processes load their models or afterwards."""
+        return self.gpus * max(found.host, work.loading(strategy.stage if strategy.deepspeed else 0))
+
+    def fits(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> bool:
+        """Whether a run fits, on its GPUs and in its nodes' memory."""
+        room = work.vllm is None or work.vllm.fits
+        return room and found.peak <= self.usable and self.node_memory(work, strategy, found) <= self.host
 
     @property
     def strategies(self) -> list[Strategy]:
@@ -108,14 +123,16 @@ class Plan:
     @property
     def chosen(self) -> Strategy | None:
         """The first that fits: each further one sends more between processes, or to the host."""
-        fits = (each for each, found in self.estimates.items() if found.peak <= self.cluster.usable)
-        return next(fits, None)
+        return next((each for each in self.estimates if self.fits(each)), None)
+
+    def fits(self, strategy: Strategy) -> bool:
+        return self.cluster.fits(self.work, strategy, self.estimates[strategy])
 
     def fitting_counts(self) -> dict[Strategy, int]:
         """Of each strategy that divides, the first doubling of the GPUs at which it fits, each GPU doing as much."""
         counts = [self.cluster.processes * 2**doubled for doubled in range(1, 9)]
         found = {
-            each: next((n for n in counts if estimate(self.work, each, n).peak <= self.cluster.usable), None)
+            each: next((n for n in counts if self.cluster.fits(self.work, each, estimate(self.work, each, n))), None)
             for each in STRATEGIES
             if each.stage and each.runs(self.work)
         }
@@ -163,7 +180,11 @@ def as_json(report: PlanReport) -> dict[str, Any]:
             {
                 "run": plan.name,
                 "strategies": {
-                    each.name: {**in_gb(found), "fits": found.peak <= cluster.usable}
+                    each.name: {
+                        **in_gb(found),
+                        "node_memory": round(cluster.node_memory(plan.work, each, found) / 1e9, 2),
+                        "fits": plan.fits(each),
+                    }
                     for each, found in plan.estimates.items()
                 },
                 "chosen": plan.chosen.name if plan.chosen else None,
@@ -183,7 +204,7 @@ def text_lines(report: PlanReport) -> list[str]:
     rows = [["", *PARTS, "peak", "fits", "fullest at", "host"]]
     for strategy, found in first.estimates.items():
         sizes = [f"{found.parts[part] / 1e9:.1f}" if found.parts[part] else "-" for part in PARTS]
-        fits = "yes" if found.peak <= cluster.usable else "no"
+        fits = "yes" if first.fits(strategy) else "no"
         host = f"{found.host * cluster.gpus / 1e9:.0f} a node" if found.host else "-"
         rows.append([strategy.name, *sizes, f"{found.peak / 1e9:.1f}", fits, found.fullest, host])
     lines = [
@@ -195,16 +216,17 @@ def text_lines(report: PlanReport) -> list[str]:
     if len(report.plans) > 1:
         rows = [["", *(strategy.name for strategy in cluster.strategies)]]
         for plan in report.plans:
-            peaks = [plan.estimates[each].peak if each in plan.estimates else None for each in cluster.strategies]
-            rows.append([plan.name, *(_peak_cell(peak, cluster) for peak in peaks)])
+            rows.append([plan.name, *(_peak_cell(plan, each) for each in cluster.strategies)])
         lines += ["", "peak of each way to hold the models (* fits):", "", *_aligned(rows)]
     lines += ["", f"launch: {report.launch}" if report.launch else "nothing fits"]
     return lines + [f"note: {one_line(note)}" for note in report.notes]
 
 
-def _peak_cell(peak: float | None, cluster: Cluster) -> str:
-    """A peak in GB, starred where it fits; None where the run is refused."""
-    return "-  " if peak is None else f"{peak / 1e9:.1f} {'*' if peak <= cluster.usable else ' '}"
+def _peak_cell(plan: Plan, strategy: Strategy) -> str:
+    """A peak in GB, starred where it fits; a dash where the run is refused."""
+    if strategy not in plan.estimates:
+        return "-  "
+    return f"{plan.estimates[strategy].peak / 1e9:.1f} {'*' if plan.fits(strategy) else ' '}"
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
@@ -214,6 +236,20 @@ def _aligned(rows: list[list[str]]) -> list[str]:
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
         for name, *cells in rows
     ]
+
+
+def _vllm_note(vllm: ColocatedVLLM) -> str:
+    """How a colocated vLLM divides its share of a GPU, or that it is too small."""
+    share = f"{vllm.share / 1e9:.1f} GB of each GPU"
+    if not vllm.fits:
+        return (
+            f"vLLM does not fit in its {share}: its weights there are {vllm.weights / 1e9:.1f} GB, and a row takes "
+            f"{vllm.row / 1e9:.2g}; raise rollout.vllm.gpu_memory_utilization or rollout.vllm.tensor_parallel_size"
+        )
+    return (
+        f"cache: vLLM holds {share} while it samples: weights {vllm.weights / 1e9:.1f}, and {vllm.rows_at_a_time} of "
+        f"{vllm.rows} rows at a time at {vllm.row / 1e9:.2g} each"
+    )
 
 
 def report(
@@ -232,7 +268,7 @@ def report(
         notes += [f"what fits here: {'; '.join(others)}"] if others else []
     work = plans[0].work
     if work.vllm:
-        notes.append(f"cache: vLLM holds {work.vllm / 1e9:.1f} GB of each GPU while it samples")
+        notes.append(_vllm_note(work.vllm))
     whole, shards = (work.loading(stage) * cluster.gpus / 1e9 for stage in (0, 3))
     notes.append(
         f"loading: the processes of a node take {whole:,.0f} GB of its memory while they read their models, and "
@@ -241,6 +277,7 @@ def report(
     notes.append(
         f"fits: at most {cluster.usable / 1e9:.1f} of {cluster.memory / 1e9:g} GB; {RESERVED:.0%} is left to the CUDA "
         "context, NCCL and gaps between blocks"
+        + (f"; at most {cluster.host / 1e9:g} GB of a node's memory" if cluster.host < math.inf else "")
     )
     line = launch_line(chosen, cluster, stage, config, overrides) if chosen else None
     return PlanReport(stage, config, plans, notes, line)

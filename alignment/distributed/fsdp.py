@@ -143,6 +143,24 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def whole_parameters(module: nn.Module) -> Iterator[None]:
+    """Give a module whole parameters in place of sharded ones inside the context, to read; every rank must enter."""
+    sharded = [
+        (submodule, key, parameter)
+        for submodule in module.modules()
+        for key, parameter in submodule.named_parameters(recurse=False)
+        if isinstance(parameter, DTensor)
+    ]
+    for submodule, key, parameter in sharded:
+        submodule._parameters[key] = nn.Parameter(whole(parameter.detach()), requires_grad=False)
+    try:
+        yield
+    finally:
+        for submodule, key, parameter in sharded:
+            submodule._parameters[key] = parameter
+
+
 def like(parameter: Tensor, shard: Tensor) -> Tensor:
     """A tensor sharded as the parameter, of which this rank's slice is `shard`."""
     assert isinstance(parameter, DTensor)

@@ -36,7 +36,7 @@ from alignment.generation.sampling import (
 )
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import eval_mode, options_of
-from alignment.models.onednn import linear_layers
+from alignment.models.onednn import linear_layers, packed_weights
 from alignment.models.packing import ATTENTION
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
@@ -111,7 +111,8 @@ class TransformersEngine:
         order = sorted(range(len(samples)), key=lambda i: (-len(samples[i][0]), samples[i][0]))
         responses: list[list[int]] = [[] for _ in samples]
         lengths = [len(samples[i][0]) for i in order]
-        with eval_mode(self._policy), linear_layers():
+        rows = min(len(samples), sampling.batch_size)
+        with eval_mode(self._policy), linear_layers(), packed_weights(self._policy, rows):
             for start, end in _batch_bounds(lengths, sampling.batch_size, alike=way != "padded"):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)

@@ -1,43 +1,34 @@
 """Sampling by vLLM, in the training processes (`colocate`) or by a server on other nodes, through TRL's VLLMGeneration.
 
-The policy's weights are sent to vLLM before each rollout. vLLM's distribution differs from the trained policy's by
-rounding, so its log-probabilities are returned with the tokens, for `ppo.algorithm.truncated_importance_weights`. It
-has its own random generator: the seeds of `Engine.generate` are ignored, and two runs with one seed differ.
+The policy's weights are sent to vLLM before each rollout, one tensor at a time. vLLM's distribution differs from the
+trained policy's by rounding, so its log-probabilities are returned with the tokens, for
+`ppo.algorithm.truncated_importance_weights`. It has its own random generator: the seeds of `Engine.generate` are
+ignored, and two runs with one seed differ.
 """
 
 from __future__ import annotations
 
+import gc
 import math
-import socket
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from alignment.distributed import processes, zero3
+from alignment.distributed import fsdp, processes, zero3
 from alignment.generation.sampling import GenerationError, Sampled, Sampling
-from alignment.proxies import through_proxy
+from alignment.generation.vllm_server import FileTransfer, Server, find_server
 from alignment.templates.ends import through_end
 
-SERVER_SECONDS = 240.0
-"""How long to wait for a server; TRL waits as long."""
-LOGPROBS_MODE = "processed_logprobs"
-"""The mode that a server must be started with, so that its log-probabilities are at the sampling temperature."""
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on, for the weights that go to a server."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - no file of ours, and no name that others could take
+"""Where Linux shows shared memory by its name."""
 
 
 def check_installed() -> None:
@@ -61,6 +52,7 @@ class VLLMEngine:
         max_length: tokens of prompt and response together.
         dtype: dtype of a colocated vLLM, such as `float32`. By default it runs a float32 folder in bfloat16, whatever
             the policy is trained in.
+        weights_folder: where the weights are written for a server that does not take them by NCCL.
         options: further arguments of `trl.generation.vllm_generation.VLLMGeneration`, by its names.
 
     Raises:
@@ -75,6 +67,7 @@ class VLLMEngine:
         sampling: Sampling,
         max_length: int,
         dtype: str,
+        weights_folder: Path,
         **options: Any,
     ) -> None:
         check_installed()
@@ -85,10 +78,12 @@ class VLLMEngine:
         if sampling.vocabulary is not None and rows > sampling.vocabulary:  # padding rows are no tokens
             excluded = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
             options["generation_kwargs"] = {"logit_bias": excluded}
+        server: Server | None = None
         if options.get("mode") == "server":
-            processes.on_main_process(lambda: wait_for_server(options["server_base_url"]))
+            server = processes.on_main_process(lambda: find_server(options["server_base_url"]))
+            _check_dtype(server, dtype)
         try:
-            self._vllm = _generation_class(dtype)(
+            self._vllm = _generation_class(dtype, server, weights_folder)(
                 model=policy,
                 accelerator=accelerator,
                 processing_class=tokenizer,
@@ -97,7 +92,7 @@ class VLLMEngine:
                 top_p=sampling.top_p,
                 max_completion_length=sampling.max_new_tokens,
                 max_model_length=max_length,
-                max_num_seqs=sampling.batch_size,
+                max_num_seqs=sampling.batch_size * options.get("tensor_parallel_size", 1),
                 logprobs=0,  # the sampled token's own
                 generation_kwargs=_ends(sampling),
                 **options,
@@ -137,6 +132,15 @@ class VLLMEngine:
         return Sampled(responses, logprobs)
 
 
+def _check_dtype(server: Server, dtype: str) -> None:
+    if server.dtype != getattr(torch, dtype):
+        actual = str(server.dtype).removeprefix("torch.")
+        raise GenerationError(
+            f"rollout.vllm.server_base_url={server.url}: the server computes in {actual}, and rollout.vllm.dtype means "
+            f"{dtype}; set rollout.vllm.dtype={actual}, or start the server with --dtype {dtype}"
+        )
+
+
 def _ends(sampling: Sampling) -> dict[str, Any]:
     """vLLM's SamplingParams for the ends beside the tokenizer's EOS."""
     stop: dict[str, Any] = {"stop": list(sampling.stop), "include_stop_str_in_output": True} if sampling.stop else {}
@@ -147,45 +151,6 @@ def _first_line(error: BaseException) -> str:
     """An error's type and first line; vLLM's assertions have no text."""
     text = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def wait_for_server(url: str, seconds: float = SERVER_SECONDS) -> None:
-    """Wait for a vLLM server; TRL waits on the main process only, and if it fails there the other ranks hang.
-
-    Raises:
-        GenerationError: the server does not answer in time, or was started without support for new weights.
-    """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            status = httpx.get(f"{url}/health", timeout=10).status_code
-            if status == 200:
-                break
-            if status == 404:
-                raise GenerationError(
-                    f"rollout.vllm.server_base_url={url}: a server answers there that has no /health (404): it is no "
-                    "vLLM server; expected the address of one, as http://HOST:8000"
-                )
-            reason = "it is not ready"
-        except httpx.HTTPError as error:
-            reason = type(error).__name__
-        if time.monotonic() > end:
-            raise GenerationError(
-                f"rollout.vllm.server_base_url={url}: no vLLM server answers there after {seconds:.0f} s ({reason}); "
-                f"docs/cluster/vllm.md says how it is started{through_proxy(url)}"
-            )
-        time.sleep(1.0)
-    try:
-        status = httpx.get(f"{url}/server_info", timeout=10).status_code
-    except httpx.HTTPError as error:
-        raise GenerationError(
-            f"rollout.vllm.server_base_url={url}: {type(error).__name__}{through_proxy(url)}"
-        ) from None
-    if status == 404:
-        raise GenerationError(
-            f"rollout.vllm.server_base_url={url}: the server takes no weights; start it with VLLM_SERVER_DEV_MODE=1 "
-            """and --weight-transfer-config '{"backend": "nccl"}' (docs/cluster/vllm.md)"""
-        )
 
 
 @contextmanager
@@ -201,58 +166,116 @@ def _computing_in(dtype: str) -> Iterator[None]:
         vllm_generation.LLM = real
 
 
-def _generation_class(dtype: str) -> type:
-    """TRL's class in this dtype, which sends a PEFT model's merged weights without merging them in place.
+def _leave_process_groups(llm: Any) -> None:
+    """Keep vLLM from destroying process groups when the interpreter ends: they are gone then, and each run would end in
+    a traceback."""
+    finalizer = getattr(getattr(llm.llm_engine, "engine_core", None), "_finalizer", None)
+    if finalizer is not None:
+        finalizer.detach()
+        gc.unfreeze()  # as it would have done; else Triton lists what the interpreter did not collect
 
-    TRL merges and unmerges the adapter at each sync, which rounds the base a little more each time; the reference and
-    the reward model, which share the base, would drift. Under ZeRO-3 it would gather the whole model to do so; here one
-    layer is gathered at a time.
+
+def _forget_shared_memory() -> None:
+    """Remove the name of the memory that the processes of one copy share on a CPU, which they have open by now.
+
+    vLLM's name is the same in each run, and outlives processes that end abruptly: no later run would start.
     """
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    name = getattr(getattr(group.device_communicator, "dist_module", None), "group_name", None)
+    if name is not None:
+        SHARED_MEMORY.joinpath(f"{name.lstrip('/')}_{group.rank_in_group}").unlink(missing_ok=True)
+
+
+def _generation_class(dtype: str, server: Server | None, weights_folder: Path) -> type:
+    """TRL's class in this dtype, with another way to send the weights.
+
+    TRL merges and unmerges an adapter at each sync, which rounds the base a little more each time; the reference and
+    the reward model, which share the base, would drift. It would gather a whole model to do so, and loads tensors past
+    what vLLM makes of them (on a CPU, packed weights).
+    """
+    from trl.generation import vllm_generation
     from trl.generation.vllm_generation import VLLMGeneration
 
     class Generation(VLLMGeneration):
         def _init_vllm(self) -> None:
-            with _computing_in(dtype):
-                super()._init_vllm()
+            self._files = None
+            if server is None or server.by_nccl:
+                with _computing_in(dtype):
+                    super()._init_vllm()
+                if server is None:
+                    _leave_process_groups(self.llm)
+                    if self.tensor_parallel_size > 1 and processes.on_cpu():
+                        _forget_shared_memory()
+                return
+            if processes.is_main_process():
+                self.vllm_client = vllm_generation.VLLMClient(
+                    base_url=server.url, group_port=self.group_port, connection_timeout=self.server_timeout
+                )
+            self._files = FileTransfer(server, weights_folder)
+            processes.wait_for_everyone()
+
+        def sync_weights(self) -> None:
+            if self._files is not None:
+                self._files.send(self._iter_named_params())
+                if processes.is_main_process():
+                    self.vllm_client.reset_prefix_cache()
+            elif server is not None:
+                super().sync_weights()
+            else:
+                if self.enable_sleep_mode:
+                    vllm_generation.empty_cache()  # else there may be no room for what wakes up
+                    self.llm.wake_up(tags=["weights"])
+                    self._llm_weights_sleeping = False
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._iter_named_params()})
+                self.llm.reset_prefix_cache()
 
         def _iter_named_params(self) -> Iterator[tuple[str, Tensor]]:
-            if isinstance(self.model, PeftModel):
-                yield from merged_parameters(self.model)
-            else:
-                yield from _one_by_one(self.model.named_parameters())
+            on_cpu = processes.on_cpu() if server is None else server.on_cpu
+            return policy_weights(self.model, every_name=on_cpu)
 
     return Generation
 
 
 @torch.no_grad()
-def merged_parameters(model: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """The base's parameters by name, each with the active adapters merged in; the model itself does not change."""
-    base = model.get_base_model()
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, BaseTunerLayer)}
-    for name, layer in layers.items():
-        with zero3.gathered_parameters(*layer.parameters(), write_back=False):
-            yield from _merged_layer(name, layer)
-    others = (item for item in base.named_parameters() if not any(item[0].startswith(f"{layer}.") for layer in layers))
-    yield from _one_by_one(others)
+def policy_weights(model: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights, module by module, with a PEFT model's active adapters merged in; every rank must go through
+    them. The model does not change, and no more than a module is gathered at a time.
 
+    vLLM puts a module in place once it has all its weights, so they must come together.
 
-def _one_by_one(parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, Tensor]]:
-    """Weights by name, each gathered until the next is asked for; every rank must go through them."""
-    for name, parameter in parameters:
-        with zero3.gathered_parameters(parameter, write_back=False):
-            yield name, parameter.data
+    Args:
+        every_name: give tied weights under each of their names. On a CPU vLLM packs a copy of the head, and packs it
+            anew only if the head is named: it would sample on by the head that it had.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted, seen = None, set[int]()
+    for name, module in base.named_modules():
+        if adapted is not None and name.startswith(f"{adapted}."):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            adapted = name
+            yield from _merged_layer(name, module)
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if every_name or id(parameter) not in seen:
+                seen.add(id(parameter))
+                with zero3.gathered_parameters(parameter, write_back=False):
+                    yield f"{name}.{key}" if name else key, fsdp.whole(parameter.data)
 
 
 def _merged_layer(name: str, layer: Any) -> Iterator[tuple[str, Tensor]]:
-    inner: nn.Module = layer.get_base_layer()
-    originals = {key: parameter.data for key, parameter in inner.named_parameters()}
-    for key, parameter in inner.named_parameters():
-        parameter.data = originals[key].clone()
-    layer.merge(adapter_names=layer.active_adapters)
-    try:
+    with zero3.gathered_parameters(*layer.parameters(), write_back=False), fsdp.whole_parameters(layer):
+        inner: nn.Module = layer.get_base_layer()
+        originals = {key: parameter.data for key, parameter in inner.named_parameters()}
         for key, parameter in inner.named_parameters():
-            yield f"{name}.{key}", parameter.data
-    finally:
-        layer.merged_adapters.clear()
-        for key, parameter in inner.named_parameters():
-            parameter.data = originals[key]
+            parameter.data = originals[key].clone()
+        layer.merge(adapter_names=layer.active_adapters)
+        try:
+            for key, parameter in inner.named_parameters():
+                yield f"{name}.{key}", parameter.data
+        finally:
+            layer.merged_adapters.clear()
+            for key, parameter in inner.named_parameters():
+                parameter.data = originals[key]

@@ -146,7 +146,6 @@ class _Ledger:
         sizes = dict.fromkeys(PARTS, 0.0)
         sizes |= {"weights": self._weights(scoring), "gradients": gradients}
         sizes |= {"optimizer": self._optimizer(stepping), "buffers": self._buffers()}
-        sizes["cache"] += 0.0 if self.work.vllm_sleeps else self.work.vllm
         for part, size in parts.items():
             sizes[part] += size
         return sizes
@@ -259,7 +258,7 @@ class _Ledger:
             gradients=self._gradients(0),
             weights=whole,
             activations=rollout.rows * max(rollout.prompt * shape.passing_bytes(width), length * repeated),
-            cache=rollout.rows * length * shape.cache_bytes(width) + (self.work.vllm if self.work.vllm_sleeps else 0.0),
+            cache=rollout.rows * length * shape.cache_bytes(width) + (self.work.vllm.held if self.work.vllm else 0.0),
             logits=rollout.rows * shape.vocab_size * (SAMPLING_BYTES + width),
         )
         scoring = self._at(

@@ -115,6 +115,41 @@ class RolloutWorkload(NamedTuple):
     logits: int
 
 
+class ColocatedVLLM(NamedTuple):
+    """vLLM beside the training on each GPU, which gives its memory back while the policy is trained.
+
+    Args:
+        share: bytes that it may take; 0 if the GPU's memory is not known.
+        weights: bytes of its copy of the policy, or of this GPU's part of it.
+        working: bytes of a pass.
+        row: bytes of this GPU's keys and values of the longest row.
+        rows: number of rows at a time that the config asks for.
+    """
+
+    share: float
+    weights: float
+    working: float
+    row: float
+    rows: int
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Rows whose keys and values have room."""
+        if not self.share:
+            return self.rows
+        return max(0, min(self.rows, int((self.share - self.weights - self.working) // self.row)))
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for its weights and one row."""
+        return self.rows_at_a_time > 0
+
+    @property
+    def held(self) -> float:
+        """Bytes while it samples: all of its share."""
+        return self.share or self.weights + self.working + self.rows * self.row
+
+
 @dataclass(frozen=True)
 class Workload:
     """The models and passes of one process.
@@ -126,8 +161,6 @@ class Workload:
         own_loop: PPO's loop, which uses no DDP wrapper and torch's AdamW; otherwise TRL's trainers.
         offload: whether unused frozen models outside of the engine are in host memory.
         averaged: weights with a moving average, in float32.
-        vllm: bytes of a colocated vLLM on each GPU, weights and cache.
-        vllm_sleeps: whether it frees them while the policy is trained.
     """
 
     models: tuple[Model, ...]
@@ -138,8 +171,7 @@ class Workload:
     own_loop: bool = False
     offload: bool = False
     averaged: int = 0
-    vllm: float = 0.0
-    vllm_sleeps: bool = False
+    vllm: ColocatedVLLM | None = None
 
     def loading(self, stage: int) -> float:
         """Host memory of each process while its models are loaded, the trained ones in float32: whole, or under ZeRO-3

@@ -20,7 +20,7 @@ REQUIREMENTS: tuple[str, ...] = ()
 OURS = "generate_ours"
 UNIT = "tokens/s"
 ROWS = 16
-NEW_TOKENS = 32
+NEW_TOKENS = 64
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "generate": ("generate_transformers", {}),
     "continuous": ("generate_transformers", {"continuous": True}),

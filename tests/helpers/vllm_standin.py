@@ -6,6 +6,7 @@ It counts what was asked of it; the class around it is TRL's real one.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,11 @@ class SamplingParams:
 
 
 class LLM:
-    """`noise`: standard deviation of what its logits are off by, as another kernel's rounding would put them."""
+    """`noise`: standard deviation of what its logits are off by, as another kernel's rounding would put them.
+
+    With `enable_sleep_mode` it forgets its weights in its sleep (level 2), and takes none and samples nothing before
+    what it needs is awake.
+    """
 
     noise = 0.0
     made: list[LLM] = []
@@ -38,13 +43,28 @@ class LLM:
     def __init__(self, model: str, max_model_len: int, **options: Any) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
         self.options, self.max_model_len, self.syncs = options, max_model_len, 0
+        self.awake = {"weights", "kv_cache"}
         self.generator = torch.Generator().manual_seed(0)
         worker = SimpleNamespace(model_runner=SimpleNamespace(model=self))
         self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=worker))
         LLM.made.append(self)
 
-    def load_weights(self, weights: list[tuple[str, torch.Tensor]]) -> None:
-        own = dict(self.model.named_parameters())
+    def sleep(self, level: int) -> None:
+        assert level == 2 and self.options["enable_sleep_mode"] and self.awake == {"weights", "kv_cache"}
+        self.awake = set()
+        for parameter in self.model.parameters():
+            parameter.data.fill_(math.nan)
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert not self.awake & set(tags)
+        self.awake |= set(tags)
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        assert method == "reload_weights" and "weights" in self.awake
+        self.load_weights(kwargs["weights_iterator"])
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        own = dict(self.model.named_parameters(remove_duplicate=False))
         for name, tensor in weights:
             own[name].data.copy_(tensor)  # KeyError is vLLM's too, for a name that it does not know
 
@@ -53,6 +73,7 @@ class LLM:
 
     @torch.no_grad()
     def generate(self, prompts: list[dict[str, Any]], sampling_params: SamplingParams, use_tqdm: bool) -> list[Any]:
+        assert self.awake == {"weights", "kv_cache"}
         return [self._answer(prompt["prompt_token_ids"], sampling_params) for prompt in prompts]
 
     def _answer(self, prompt: list[int], params: SamplingParams) -> Any:

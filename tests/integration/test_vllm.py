@@ -5,8 +5,10 @@ Runs in an environment of its own, which `scripts/vllm-venv` makes; ALIGNMENT_VL
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -18,10 +20,12 @@ from alignment.registry import Registry
 
 pytestmark = pytest.mark.slow
 
-WORKER = str(Path(__file__).with_name("vllm_on_cpu.py"))
+PPO = ("-m", "ppo")
+STALE_HEAD = (str(Path(__file__).with_name("vllm_stale_head.py")),)
 SHAPE = tiny.SHAPE.model_copy(
     update={"hidden_size": 64, "intermediate_size": 128}
 )  # vLLM's heads have 32 numbers or more
+LORA = ("model.method=lora", "model.adapter.r=4", "training.learning_rate=3e-2")
 CALM = 0.2
 """What the tiny policy's matrices are multiplied by: its distributions are then about as sharp as a real model's."""
 
@@ -67,14 +71,13 @@ def house(tmp_path_factory):
     return folder
 
 
-def run(house, python, name, *overrides, worker=WORKER, processes=1):
+def run(house, python, name, *overrides, program=PPO, launch_file=None):
     """Exit code and output of a run, and its iterations' figures."""
     command = [python]
-    if processes > 1:
-        (house / "launch.yaml").write_text(launching.DDP)
-        command += ["-m", "accelerate.commands.launch", "--config_file", "launch.yaml"]
+    if launch_file is not None:
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(launch_file)]
         command += ["--main_process_port", str(launching.free_port())]
-    command += [worker, "ppo.yaml", f"name={name}", f"registry.name={name}", *overrides]
+    command += [*program, "ppo.yaml", f"name={name}", f"registry.name={name}", *overrides]
     paths = os.pathsep.join([str(launching.ROOT), str(launching.ROOT / "tests"), str(house)])
     found = launching.run(command, house, 600, PYTHONPATH=paths, VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")
     metrics = house / "runs" / name / "metrics.jsonl"
@@ -92,9 +95,6 @@ def check(found, steps, limit):
     print([(row["rollout/sampler_gap_mean"], row["rollout/sampler_gap_max"], row["rollout/kl"]) for row in steps])
 
 
-LORA = ("model.method=lora", "model.adapter.r=4", "training.learning_rate=3e-2")
-
-
 @pytest.mark.parametrize("overrides", [(), LORA], ids=["full", "lora"])
 def test_in_float32_it_samples_by_the_policy(house, python, overrides):
     found, steps = run(house, python, f"one-{len(overrides)}", *overrides)
@@ -102,10 +102,38 @@ def test_in_float32_it_samples_by_the_policy(house, python, overrides):
 
 
 def test_in_two_processes_too(house, python):
-    found, steps = run(house, python, "two", processes=2)
+    (house / "ddp.yaml").write_text(launching.DDP)
+    found, steps = run(house, python, "two", launch_file=house / "ddp.yaml")
     check(found, steps, 1e-4)
-    backend = next(row for row in events(house, "two") if row["event"] == "backend")
-    assert backend["world_size"] == 2
+    assert backend(house, "two")["world_size"] == 2
+
+
+FSDP2 = launching.ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+TOGETHER = ("rollout.vllm.tensor_parallel_size=2",)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("zero3", ()), ("zero3-lora", LORA), ("zero3-together", TOGETHER), ("fsdp2", ()), ("fsdp2-lora", LORA)],
+)
+def test_a_sharded_policy_is_sampled_and_never_gathered_whole(house, python, name, overrides):
+    launch_file = launching.deepspeed_file(house, "zero3", **launching.PARTED) if "zero3" in name else FSDP2
+    program = (str(Path(__file__).with_name("vllm_watched.py")),)
+    found, steps = run(house, python, name, *overrides, program=program, launch_file=launch_file)
+    check(found, steps, 1e-4)
+    engine, stage = ("DeepSpeedEngine", 3) if "zero3" in name else ("FSDP2", 0)
+    assert backend(house, name) | {"engine": engine, "zero_stage": stage, "world_size": 2} == backend(house, name)
+    for rank in range(2):
+        seen = json.loads((house / f"watched-{rank}.json").read_text())
+        print(name, rank, seen)
+        largest = max(SHAPE.vocab_size, 2 * SHAPE.intermediate_size) * SHAPE.hidden_size
+        assert 0 < seen["kept"] <= 2 * largest < seen["whole"] / 2  # what vLLM puts in place together, and what follows
+        assert seen["gathered"] <= 1.5 * largest
+        assert seen["heads"] == SHAPE.num_attention_heads // (2 if overrides == TOGETHER else 1)
+
+
+def backend(house, name):
+    return next(row for row in events(house, name) if row["event"] == "backend")
 
 
 def events(house, name):
@@ -131,9 +159,51 @@ def test_a_stop_text_ends_a_response(house, python):
 
 
 def test_a_tied_head_that_is_not_brought_up_to_date_stops_the_run(house, python):
-    """As after vLLM's own reload from disk: it goes on with the head that it had."""
-    found, steps = run(house, python, "stale", worker=str(Path(WORKER).with_name("vllm_stale_head.py")))
+    """It is packed, and packed anew only where it is among the weights by its own name."""
+    is_stale(*run(house, python, "stale", program=STALE_HEAD))
+
+
+def is_stale(found, steps):
     said = [line for line in found.output.splitlines() if line.startswith("error: ")]
     assert found.code == 2 and len(said) == 1, found.output[-4000:]
     assert "it samples by other weights" in said[0] and "Traceback" not in found.output
     assert len(steps) < 3
+
+
+@pytest.fixture(scope="module")
+def server(house, python):
+    """`vllm serve` of the policy, as docs/cluster/vllm.md starts it; the override that uses it."""
+    port = launching.free_port()
+    command = [Path(python).with_name("vllm"), "serve", house / "policy", "--port", str(port), "--dtype", "float32"]
+    command += ["--max-model-len", "64", "--logprobs-mode", "processed_logprobs"]
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": ""}
+    with (house / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=house, env=launching.environment(**variables), stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        yield f"rollout.vllm={{server_base_url: 'http://localhost:{port}', dtype: float32}}"
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("overrides", [(), LORA], ids=["full", "lora"])
+def test_a_server_without_nccl_samples_by_the_policy(house, python, server, overrides):
+    """It packs its weights, and the head is tied: the embeddings alone would leave the head as it was."""
+    name = f"served-{len(overrides)}"
+    found, steps = run(house, python, name, server, *overrides)
+    check(found, steps, 1e-4)
+    assert not (house / "runs" / name / "vllm-weights").exists()
+
+
+def test_a_server_gets_the_weights_of_a_policy_in_shards(house, python, server):
+    launch_file = launching.deepspeed_file(house, "zero3", **launching.PARTED)
+    found, steps = run(house, python, "served-zero3", server, launch_file=launch_file)
+    check(found, steps, 1e-4)
+
+
+def test_a_stale_head_of_a_server_stops_the_run(house, python, server):
+    is_stale(*run(house, python, "served-stale", server, program=STALE_HEAD))

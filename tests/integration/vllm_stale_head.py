@@ -1,21 +1,11 @@
-"""As `vllm_on_cpu.py`, but vLLM does not get the embeddings, which are the head too."""
-
-import vllm_on_cpu
+"""`python -m ppo`, but vLLM gets tied weights under one name alone: on a CPU it then samples on by the head it had."""
 
 from alignment.generation import vllm
+from alignment.training.stage import exit_process
+from ppo.__main__ import main
 
-real = vllm._generation_class
-
-
-def with_its_own_head(dtype: str) -> type:
-    class Stale(real(dtype)):
-        def _iter_named_params(self):
-            yield from ((name, tensor) for name, tensor in super()._iter_named_params() if "embed_tokens" not in name)
-
-    return Stale
-
-
-vllm._generation_class = with_its_own_head
+real = vllm.policy_weights
+vllm.policy_weights = lambda model, every_name: real(model)
 
 if __name__ == "__main__":
-    vllm_on_cpu.exit_process(vllm_on_cpu.main())
+    exit_process(main())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alignment.config.loading import validate
 from alignment.errors import ConfigError
-from ppo.batch_plan import batch_plan
+from ppo.batch_plan import batch_plan, check_copies
 from ppo.config import PPOStageConfig
 from ppo.removed_keys import REMOVED_KEYS
 
@@ -47,6 +47,14 @@ def test_a_plan_multiplies_back_to_the_rollout(batch_size, num_minibatches, num_
     assert sizes.prompts * num_generations == sizes.episodes
     assert sizes.minibatch * num_minibatches == batch_size == sizes.episodes * world_size
     assert sizes.minibatch % world_size == 0  # each process has an equal part of each
+
+
+def test_processes_that_share_a_copy_of_vllm_divide_the_launch():
+    rollout = {"batch_size": 24, "engine": "vllm", "vllm": {"tensor_parallel_size": 4}}
+    check_copies(build(rollout=rollout), 8)
+    assert batch_plan(build(rollout=rollout), 1).episodes == 24  # a dry run
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 does not divide the 6 processes; use 2, or another"):
+        check_copies(build(rollout=rollout), 6)
 
 
 @given(*SIZES)

@@ -54,15 +54,38 @@ def test_known_shapes_have_the_published_number_of_parameters(name, tmp_path):
     assert sized(shape, ModelConfig(name=name)).parameters == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("size", ["0.5b", "8b"])
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
-def test_a_recipe_runs_on_eight_gpus_as_its_header_says(stage, size):
+RECIPES = [(stage, size, 1) for stage in ("sft", "reward", "ppo") for size in ("0.5b", "8b")]
+RECIPES += [("sft", "70b", 4), ("ppo", "70b", 4)]
+
+
+@pytest.mark.parametrize(("stage", "size", "nodes"), RECIPES)
+def test_a_recipe_runs_where_its_header_says(stage, size, nodes):
     """The launch file that the header names is the one that the plan chooses, and the run fits."""
-    found = plan(recipe(stage, size), "--gpus", 8, "--memory", "80GB")
-    named = set(re.findall(r"--config_file (configs/accelerate/\S+\.yaml)", recipe(stage, size).read_text()))
+    cluster = ("--gpus", 8, "--memory", "80GB", "--nodes", nodes, "--host-memory", "200GB")
+    found = plan(recipe(stage, size), *cluster)
+    header = recipe(stage, size).read_text()
+    named = set(re.findall(r"--config_file (configs/accelerate/\S+\.yaml)", header))
     assert named == {f"configs/accelerate/{found['runs'][0]['chosen']}.yaml"}
     assert named.pop() in found["launch"]
-    assert found["launch"].endswith(f"--num_processes 8 -m {stage} {recipe(stage, size)}")
+    assert found["launch"].endswith(f"-m {stage} {recipe(stage, size)}")
+    assert f"--num_processes {8 * nodes} " in found["launch"] and f"--num_processes {8 * nodes} " in header
+    if nodes > 1:
+        assert f"{nodes} nodes of 8 GPUs of 80 GB" in header and f"--num_machines {nodes} " in header
+    else:
+        assert size == "0.5b" or re.search(r"8 GPUs of 80 GB on a node of\s(# )?200 GB", header)
+
+
+def test_a_nodes_memory_is_a_limit_where_it_is_given():
+    """Under ZeRO-1 each process reads 8.19e9 weights in float32, under ZeRO-3 a tensor at a time."""
+    found = plan(recipe("sft", "8b"), "--gpus", 8, "--memory", "80GB")["runs"][0]
+    assert found["chosen"] == "zero1"
+    assert found["strategies"]["zero1"]["node_memory"] == pytest.approx(8 * 32.76, abs=0.1)
+    assert found["strategies"]["zero3"]["node_memory"] == pytest.approx(8 * 4 * 151936 * 4096 / 1e9, abs=0.1)
+    limited = plan(recipe("sft", "8b"), "--gpus", 8, "--memory", "80GB", "--host-memory", "250GB")
+    assert limited["runs"][0]["chosen"] == "zero3"
+    assert "at most 250 GB of a node's memory" in limited["notes"][-1]
+    with pytest.raises(UserError, match="--host-memory much: expected a size such as"):
+        parse_memory("much", "--host-memory")
 
 
 def test_the_8b_sft_plan_by_hand():
@@ -92,7 +115,7 @@ def test_the_8b_ppo_plan_has_every_mode_and_critic_and_shared_takes_least():
 def test_a_text_plan_names_the_parts_and_the_launch_line():
     result = run(recipe("ppo", "8b"), "--gpus", 8)
     assert result.exit_code == 0
-    for word in ("weights", "gradients", "optimizer", "activations", "cache", "logits", "zero3-offload", "scoring"):
+    for word in ("weights", "gradients", "optimizer", "activations", "cache", "logits", "zero3-offload", "sampling"):
         assert word in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("launch: ")]
     assert line.startswith("launch: accelerate launch --config_file configs/accelerate/")
@@ -251,15 +274,33 @@ def test_a_stage_that_cannot_be_told_is_asked_for():
 def test_vllm_takes_its_share_of_the_gpu_and_the_cache_of_transformers_is_not_there():
     config = recipe("ppo", "8b")
     plain, colocated, server = (
-        plan(config, *more)["runs"][0]["strategies"]["zero2"]
+        plan(config, *more)["runs"][0]["strategies"]["zero3"]
         for more in (
+            ("rollout.engine=transformers", "rollout.vllm={}"),
             (),
-            ("rollout.engine=vllm",),
-            ("rollout.engine=vllm", "rollout.vllm.server_base_url=http://a:1"),
+            ("rollout.vllm={server_base_url: 'http://a:1'}",),
         )
     )
     assert server["peak"] <= plain["peak"] and server["cache"] == 0
-    assert server["peak"] <= colocated["peak"] < server["peak"] + 0.3 * 80  # it sleeps in training
+    assert (colocated["moment"], colocated["cache"]) == ("sampling", 0.5 * 80)
+    assert server["peak"] <= colocated["peak"] < server["peak"] + 0.5 * 80  # it sleeps in training
+
+
+def test_the_share_of_vllm_holds_its_weights_and_some_rows():
+    """By hand: 8.19e9 weights in bfloat16 are 16.4 GB, and 2,048 tokens of 36 layers of 8 heads of 128 are 0.302 GB."""
+    (note,) = [note for note in plan(recipe("ppo", "8b"))["notes"] if note.startswith("cache: vLLM")]
+    assert note == (
+        "cache: vLLM holds 40.0 GB of each GPU while it samples: weights 16.4, and 64 of 64 rows at a time at 0.3 each"
+    )
+    small = "rollout.vllm.gpu_memory_utilization=0.25"  # 20 GB, and 0.5 of a pass
+    assert any("weights 16.4, and 10 of 64 rows" in note for note in plan(recipe("ppo", "8b"), small)["notes"])
+    found = plan(recipe("ppo", "8b"), "rollout.vllm.gpu_memory_utilization=0.2")
+    assert found["launch"] is None and not any(each["fits"] for each in found["runs"][0]["strategies"].values())
+    assert any(
+        "vLLM does not fit in its 16.0 GB of each GPU: its weights there are 16.4 GB" in note for note in found["notes"]
+    )
+    halved = plan(recipe("ppo", "8b"), "rollout.vllm.gpu_memory_utilization=0.2", "rollout.vllm.tensor_parallel_size=2")
+    assert any("weights 8.2, and 48 of 128 rows at a time at 0.15 each" in note for note in halved["notes"])
 
 
 def test_how_much_of_the_hosts_memory_loading_takes_is_said():

@@ -1,7 +1,10 @@
 """oneDNN's product in place of MKL's: the same values and gradients, and torch's own function again afterwards."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from alignment.models import onednn
@@ -32,6 +35,40 @@ def test_values_and_gradients_are_those_of_float64(amd, shape, with_bias, traine
     for ours, theirs in zip((input, weight, bias), exact, strict=True):
         if ours is not None and ours.requires_grad:
             torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 200])
+def test_packed_weights_give_the_same_values(amd, rows):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(288, 320), nn.Linear(320, 288, bias=False), nn.Linear(288, 4))
+    x = torch.randn(rows, 1, 288)
+    expected = copy.deepcopy(model).double()(x.double())
+    tied = nn.Linear(288, 320, bias=False)
+    tied.weight = model[0].weight
+    with torch.no_grad(), onednn.linear_layers(), onednn.packed_weights(model, 16):
+        assert len(onednn._packed) == 2  # not the small one
+        torch.testing.assert_close(model(x).double(), expected, rtol=1e-5, atol=1e-5)
+        other = tied(x)
+        with onednn.packed_weights(model, 16):  # a sampler inside of another: nothing is packed twice or dropped
+            pass
+        assert len(onednn._packed) == 2
+    torch.testing.assert_close(other, functional.linear(x, tied.weight), rtol=1e-5, atol=1e-5)
+    assert not onednn._packed
+
+
+def test_packed_weights_are_not_used_with_gradients_or_in_bfloat16_or_on_other_processors(amd, monkeypatch):
+    layer = nn.Linear(288, 320)
+    x = torch.randn(64, 288)
+    with onednn.linear_layers(), onednn.packed_weights(layer, 16):
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None and "Mkldnn" not in str(layer.weight.grad.layout)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+    with onednn.linear_layers(), onednn.packed_weights(layer.bfloat16(), 16):
+        assert not onednn._packed
+    monkeypatch.setattr(onednn, "is_amd", lambda: False)
+    with onednn.linear_layers(), onednn.packed_weights(layer.float(), 16):
+        assert not onednn._packed
 
 
 def test_an_expanded_gradient_is_read_right(amd):
