@@ -69,7 +69,8 @@ class Process:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended before it read what it was asked
+            self._process.stdin.close()
         if error is not None:
             self._process.kill()
         self._process.wait()
