@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +102,19 @@ class ShapeFinder:
             return AutoConfig.for_model(kind, **dict(zip(FIELDS, values, strict=True)))
         return None
 
+    @cached_property
+    def _recipe_values(self) -> list[tuple[Path, dict[str, Any]]]:
+        """All recipes, read once: a plan looks for several models."""
+        found = []
+        for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes else ():
+            with suppress(ConfigError):  # the file is not one of the suite's recipes
+                found.append((file, read_values(file)))
+        return found
+
     def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
         """The shape of the initial model of the recipe that publishes this name."""
         bare = name.partition("@")[0]
-        for file in sorted(self.recipes.glob("*/*.yaml")) if self.recipes and depth < MAX_RECIPES else ():
-            try:
-                values = read_values(file)
-            except ConfigError:  # the file is not one of the suite's recipes
-                continue
+        for file, values in self._recipe_values if depth < MAX_RECIPES else ():
             model, registry = values.get("model"), values.get("registry")
             if not (isinstance(model, dict) and isinstance(registry, dict)) or registry.get("name") != bare:
                 continue
@@ -174,6 +181,17 @@ def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelF
         ConfigError: the method does not fit this model.
         UnknownShape: the architecture's activations are not known here.
     """
+    key = (shape.to_json_string(), options.model_dump_json(exclude={"name"}), kind)
+    if key not in _sizes:  # a plan asks for the same model many times, and an adapter's skeleton takes a second
+        _sizes[key] = _measured(shape, options, kind)
+    return _sizes[key]
+
+
+_sizes: dict[tuple[str, str, type], Model] = {}
+
+
+def _measured(shape: PreTrainedConfig, options: ModelConfig, kind: type) -> Model:
+    """See `sized`."""
     skeleton = trainable.skeleton(shape, options, kind)
     counts = trainable.describe(skeleton)
     dimensions, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
