@@ -49,7 +49,7 @@ class Screen:
             env=environment | {"TERM": term, "ALIGNMENT_SCRIPT_STARTED": "1", "PYTHONPATH": PATHS},
         )
 
-    def wait(self, text: str, seconds: float = 20.0) -> str:
+    def wait(self, text: str, seconds: float = 60.0) -> str:
         """What was printed from the last wait up to and with `text`."""
         end = time.monotonic() + seconds
         while text not in self.plain()[self.seen :]:
