@@ -19,7 +19,8 @@ def test_the_door_runs_a_study_and_names_them_all():
     shown = run("overoptimisation", "--help")
     assert shown.returncode == 0 and "usage: study.py overoptimisation" in shown.stdout
     studies = (
-        "influence, intervals, length_bias, overoptimisation, real_model, selection, stopping, two_heads, warm_critic"
+        "influence, intervals, length_bias, overoptimisation, real_model, saved_votes, selection, stopping, two_heads, "
+        "warm_critic"
     )
     assert studies in run("--help").stdout
     wrong = run("length-bias")
