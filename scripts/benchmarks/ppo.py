@@ -35,7 +35,7 @@ from benchmarks.ppo_work import (
     write_transcripts,
 )
 
-REQUIREMENTS = ("trl==1.12.0",)
+REQUIREMENTS = ("trl==1.12.0", "peft==0.21.2")
 OURS = "ppo_ours"
 UNIT = "samples/s"
 ROWS = 64
