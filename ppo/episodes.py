@@ -90,7 +90,7 @@ def shares_by_tokens(rows: Sequence[Row], row_indices: Sequence[int], count: int
     shares: list[list[int]] = [[] for _ in range(count)]
     loads = [(0, number) for number in range(count)]
     heapify(loads)
-    for group in sorted(groups, key=lambda group: (-size(group), group)):  # the longest to whoever has least so far
+    for group in sorted(groups, key=lambda group: (-size(group), group)):  # longest first, to the lightest share
         tokens, number = loads[0]
         shares[number] += group
         heapreplace(loads, (tokens + size(group), number))

@@ -79,7 +79,7 @@ class Cluster:
     nodes: int
     memory: float
     host: float = math.inf
-    """Of each node."""
+    """Memory of each node's host."""
 
     @property
     def processes(self) -> int:

@@ -12,7 +12,7 @@ from ppo.sequences import Row, split_by_tokens, split_further
 
 
 def tokens(rows, part):
-    """Of a packed batch: each prompt once."""
+    """Count the tokens of a packed batch, each prompt once."""
     prompts = {tuple(rows[each].prompt) for each in part}
     return sum(map(len, prompts)) + sum(len(rows[each].response) for each in part)
 

@@ -116,7 +116,7 @@ def _tasks(loop):
 
 
 def test_it_sleeps_while_the_policy_is_trained(standin, vllm_loop, monkeypatch):
-    real = vllm_engine.VLLMEngine  # which asks a CPU's vLLM for no sleep: it has none
+    real = vllm_engine.VLLMEngine  # it does not ask vLLM on a CPU to sleep
     monkeypatch.setattr(vllm_engine, "VLLMEngine", lambda *a, **o: real(*a, **{**o, "enable_sleep_mode": True}))
     loop = vllm_loop()
     (llm,) = standin.made
@@ -128,7 +128,7 @@ def test_it_sleeps_while_the_policy_is_trained(standin, vllm_loop, monkeypatch):
 
     monkeypatch.setattr(loop.updater, "update", watched)
     for _ in range(2):
-        loop.iterate(range(8))  # which checks the gap of each rollout
+        loop.iterate(range(8))  # this checks the gap of each rollout
     assert awake == [set(), set()] and llm.syncs == 2
 
 

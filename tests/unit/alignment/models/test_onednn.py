@@ -52,6 +52,9 @@ def test_packed_weights_give_the_same_values(amd, rows):
         with onednn.packed_weights(model, 16):  # a sampler inside of another: nothing is packed twice or dropped
             pass
         assert len(onednn._packed) == 2
+        # The copies are what is multiplied by, not the weights.
+        onednn._packed[id(tied.weight)] = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(320, 288), 16)
+        assert not tied(x).any()
     torch.testing.assert_close(other, functional.linear(x, tied.weight), rtol=1e-5, atol=1e-5)
     assert not onednn._packed
 
