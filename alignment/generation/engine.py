@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -37,7 +38,8 @@ from alignment.generation.sampling import (
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import eval_mode, options_of
 from alignment.models.onednn import linear_layers, packed_weights
-from alignment.models.packing import ATTENTION
+from alignment.models.packing import ATTENTION, row_arguments
+from alignment.models.packing import positions as packed_positions
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message, encode_prompt
@@ -113,7 +115,7 @@ class TransformersEngine:
         lengths = [len(samples[i][0]) for i in order]
         rows = min(len(samples), sampling.batch_size)
         with eval_mode(self._policy), linear_layers(), packed_weights(self._policy, rows):
-            for start, end in _batch_bounds(lengths, sampling.batch_size, alike=way != "padded"):
+            for start, end in _batch_bounds(lengths, sampling.batch_size, alike=way in ("by_length", "uncached")):
                 batch = order[start:end]
                 uniforms = _uniforms([samples[i][1] for i in batch], sampling.max_new_tokens).to(self._policy.device)
                 recorded = None if logprobs is None else [logprobs[i] for i in batch]
@@ -172,21 +174,22 @@ def _sample(
     distinct = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     ids, mask = pad_rows(list(distinct), sampling.pad_token_id, "left")
     width = ids.shape[1]
+    rows = torch.tensor([distinct[prompt] for prompt in prompts])
     cache = None if way == "uncached" else make_cache(base, width + sampling.max_new_tokens)
     if cache is None:
-        rows = torch.tensor([distinct[prompt] for prompt in prompts])
         chooser = _TokenChooser(width, uniforms, sampling, recorded)
         drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], chooser, cached=way != "uncached")
         return [next((row[:n] for n in range(1, len(row)) if is_ended(row[:n])), row) for row in drawn]
+    rows, mask = rows.to(policy.device), mask.to(policy.device)
     forward = _make_forward(policy, base, cache, padded=not bool(mask.all()))
-    ids, mask = ids.to(policy.device), mask.to(policy.device)
     attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
-    logits = forward(ids, attention[:, :width], position_ids(mask))
-    positions = mask.sum(1)  # position of the next token
-    if len(distinct) < len(prompts):
-        rows = torch.tensor([distinct[prompt] for prompt in prompts], device=policy.device)
-        logits, attention, positions = logits[rows], attention[rows], positions[rows]
-        cache.batch_select_indices(rows)
+    if way == "packed" and _fits_packed_row(base, cache):
+        logits = _read_packed_row(policy, base, list(distinct), rows, cache)
+    else:
+        logits = forward(ids.to(policy.device), attention[:, :width], position_ids(mask))[rows]
+        if len(distinct) < len(prompts):
+            cache.batch_select_indices(rows)
+    attention, positions = attention[rows], mask.sum(1)[rows]  # positions of the next tokens
     active = list(range(len(prompts)))  # the response of each row in the batch
     responses: list[list[int]] = [[] for _ in prompts]
     done, tokens = 0, positions  # no tokens yet: the first are chosen by the prompts' logits
@@ -213,6 +216,43 @@ def _sample(
             rows = torch.tensor(kept, device=policy.device)
             tokens, uniforms, attention, positions = (x[rows] for x in (tokens, uniforms, attention, positions))
     return responses
+
+
+def _fits_packed_row(base: PreTrainedModel, cache: DynamicCache) -> bool:
+    """Whether no layer has a window, and the logits of the last tokens alone can be had."""
+    keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+    return keeps and all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
+
+
+def _read_packed_row(
+    policy: PreTrainedModel | PeftModel,
+    base: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    rows: Tensor,
+    cache: DynamicCache,
+) -> Tensor:
+    """Read prompts as one packed row, so that no padding is computed; returns the logits after the prompts, (B, V).
+
+    Args:
+        prompts: of distinct tokens, for a model that attends by group.
+        rows: the prompt of each response, (B,).
+        cache: gets a row for each response, with its prompt on the right.
+    """
+    groups = [(0, len(prompt)) for prompt in prompts]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=rows.device)
+    read = DynamicCache()
+    logits: Tensor = policy(
+        input_ids=torch.tensor([[token for prompt in prompts for token in prompt]], device=rows.device),
+        position_ids=packed_positions(groups).to(rows.device),
+        past_key_values=read,
+        logits_to_keep=lengths.cumsum(0) - 1,
+        **{**options_of(base), "use_cache": True},
+        **row_arguments(groups),
+    ).logits[0]
+    for layer in cache.layers:
+        row = read.layers.pop(0)  # which frees it
+        layer.unpack(row.keys, row.values, lengths.tolist(), rows.tolist())
+    return logits[rows]
 
 
 def _grow(response: list[int], tokens: Sequence[int], is_ended: Callable[[Sequence[int]], bool]) -> bool:

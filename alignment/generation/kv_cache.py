@@ -44,6 +44,25 @@ class PreallocatedLayer(DynamicLayer):
             stored[:, :, : self._length] = states
         self._show(len(indices))
 
+    def unpack(self, keys: Tensor, values: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> None:
+        """Fill an empty layer from a packed row, with padding on the left.
+
+        Args:
+            keys, values: (1, heads, tokens of all prompts, head size)
+            lengths: tokens of each prompt.
+            rows: the prompt that each row of the layer gets.
+        """
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._length = max(lengths)
+        self._allocate(*(x.expand(len(rows), -1, -1, -1) for x in (keys, values)))
+        for stored, states in zip(self._storage, (keys, values), strict=True):
+            prompts = states[0].split(list(lengths), dim=1)
+            for row, index in enumerate(rows):
+                start = self._length - lengths[index]
+                stored[row, :, :start] = 0.0  # a NaN there would pass through attention's mask
+                stored[row, :, start : self._length] = prompts[index]
+        self._show(len(rows))
+
     def move(self, sources: Tensor, targets: Tensor, num_rows: int) -> None:
         """Copy some rows over others and keep the first `num_rows`."""
         for stored in self._storage:

@@ -93,11 +93,12 @@ def response_text(response: Sequence[int], sampling: Sampling, tokenizer: PreTra
     return text
 
 
-Way = Literal["padded", "by_length", "uncached"]
-WAYS: tuple[Way, ...] = ("padded", "by_length", "uncached")
-"""Ways of batching prompts: padded on the left; only with prompts of the same length, for models that padding changes
-(recurrent ones, positions that count padding); and the latter without a cache. Each is slower than the one before.
-`alignment.generation.sampler_check` finds the first correct one."""
+Way = Literal["packed", "padded", "by_length", "uncached"]
+WAYS: tuple[Way, ...] = ("packed", "padded", "by_length", "uncached")
+"""Ways of batching prompts: read in one packed row, then padded on the left, for models that attend by group
+(`alignment.models.packing`); padded on the left from the start; only with prompts of the same length, for models that
+padding changes (recurrent ones, positions that count padding); and the latter without a cache. Each is slower than the
+one before. `alignment.generation.sampler_check` finds the first correct one."""
 _WAYS_OF_MODELS: WeakKeyDictionary[torch.nn.Module, Way] = WeakKeyDictionary()
 
 

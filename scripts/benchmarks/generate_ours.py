@@ -12,6 +12,7 @@ import torch
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampling import Sampling
 from alignment.models.onednn import linear_layers
+from alignment.models.packing import attend_by_group, why_not_packed
 from alignment.models.policies import load_policy
 from alignment.models.tokenizers import load_tokenizer
 from alignment.seeds import stream_seed
@@ -23,6 +24,8 @@ class Contestant:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
         self.tokenizer, self.policy = load_tokenizer(str(folder / "model")), load_policy(str(folder / "model")).eval()
+        if why_not_packed(self.policy, max(map(len, self.prompts)) + NEW_TOKENS) is None:
+            attend_by_group(self.policy)  # as PPO does
         self.rounds = 0
 
     def check(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from alignment.generation import engine
 from alignment.generation import sampling as sampling_module
 from alignment.generation.engine import TransformersEngine, choose_tokens, complete
 from alignment.generation.kv_cache import PreallocatedLayer, keep_rows, make_cache
-from alignment.generation.sampling import GenerationError, Sampling, set_way
+from alignment.generation.sampling import GenerationError, Sampling, set_way, way_of
+from alignment.models.packing import attend_by_group
 from alignment.seeds import stream_seed
 from alignment.templates.rendering import encode_prompt
 from alignment.tensors import pad_rows
@@ -99,6 +100,26 @@ def test_every_kind_of_cache_gives_what_the_whole_text_gives(name):
         ended = sample(policy, ROWS, how(temperature=0.7, eos=1, batch_size=batch_size), seeds)
         assert ended == [row[: row.index(1) + 1] if 1 in row else row for row in free]
     check_argmax(policy, ROWS, sample(policy, ROWS, how(temperature=0.0)))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen2 with grouped queries", "mistral, a wide window"])
+def test_prompts_of_a_model_that_attends_by_group_are_read_in_one_packed_row(name):
+    """With no padding, each distinct prompt once; a layer with a window keeps padded prompts."""
+    torch.manual_seed(5)
+    config = ARCHITECTURES.get(name) or transformers.MistralConfig(**LLAMA_SHAPE, sliding_window=64)
+    policy, shapes = transformers.AutoModelForCausalLM.from_config(config).eval(), []
+    attend_by_group(policy)
+    seeds = range(100, 100 + len(ROWS))
+    drawn = sample(policy, ROWS, how(temperature=0.7), seeds)
+    assert way_of(policy) == "packed"
+    check_inverse_cdf(policy, ROWS, seeds, drawn, 0.7)
+    policy.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    assert sample(policy, ROWS, how(temperature=0.7), seeds) == drawn
+    distinct = [list(row) for row in {tuple(row) for row in ROWS}]
+    packed, padded = (1, sum(map(len, distinct))), (len(distinct), max(map(len, distinct)))
+    assert shapes == [padded if "mistral" in name else packed] + [(len(ROWS), 1)] * 5
 
 
 @functools.cache

@@ -9,9 +9,11 @@ import pytest
 import torch
 from helpers.architectures import VOCABULARY, build
 
+from alignment.generation import engine
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampler_check import find_way
 from alignment.generation.sampling import Sampling, way_of
+from alignment.models.packing import attend_by_group
 from alignment.models.selfcheck import (
     EXACT,
     CheckError,
@@ -131,6 +133,16 @@ def test_prompts_of_unlike_length_are_sampled_as_each_alone(kind, changes, way, 
     assert TransformersEngine(model).generate(ROWS, seeds, sampling()).responses == alone
     assert way_of(model) == way
     assert ("sampled from one length at a time" in capsys.readouterr().err) == (way != "padded")
+
+
+def test_a_model_that_reads_packed_prompts_as_one_text_reads_them_padded(monkeypatch, capsys):
+    """As one does that keeps the groups from its attention."""
+    model = build("llama").eval()
+    attend_by_group(model)
+    assert find_way(model, ROWS, sampling(), TransformersEngine(model).sample) == "packed"
+    monkeypatch.setattr(engine, "row_arguments", lambda groups: {"attention_mask": None})
+    assert find_way(model, ROWS, sampling(), TransformersEngine(model).sample) == "padded"
+    assert capsys.readouterr().err == ""
 
 
 def test_tokens_beyond_the_tokenizers_are_never_sampled():
