@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from alignment.models.host_copies import keep_on_host, lent_to
 from alignment.models.shared_base import save_adapter
 from alignment.models.sources import ModelSource
 from alignment.registry import Parent
+from ppo.lower_layers import LowerLayers
 from ppo.reward_model import RewardModel
 from ppo.roles import PolicyAndValue, Role
 
@@ -46,6 +47,8 @@ class Models:
     packed: bool = False
     offloaded: bool = False
     sharded: bool = False
+    lower: Sequence[LowerLayers] = ()
+    """The frozen lower layers of each base, where there are any and `ppo.selfcheck` has found their states right."""
 
     @property
     def policy(self) -> Role:
@@ -64,6 +67,19 @@ class Models:
         trained = {id(module) for module in self.trained.modules()}
         modules = [self.reference.model, *(module for scorer in self.scorers() for module in scorer.modules())]
         return [module for module in modules if id(module) not in trained]
+
+    def roles(self) -> list[Role]:
+        """All roles that read the policy's tokens."""
+        roles = [*self.trained.roles, self.reference, *(role for scorer in self.scorers() for role in scorer.members)]
+        return [role for role in roles if role is not None]
+
+    @contextmanager
+    def keeping_states(self) -> Iterator[None]:
+        """Compute frozen lower layers once for each row inside, and forget their states at the end."""
+        with ExitStack() as stack:
+            for layers in self.lower:
+                stack.enter_context(layers.keeping())
+            yield
 
     def save_policy(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Write the policy as a model or, if it is one, as an adapter.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,7 +21,9 @@ from alignment.models.forward import TokenLogprobs, body_and_head, options_of, t
 from alignment.models.packing import attend_by_group, uses_flash, why_not_packed
 from alignment.models.scalar import ScoreHead
 from alignment.models.shared_base import adapter_parameters, checkpointing, using
+from alignment.models.trainable import blocks
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
+from ppo.lower_layers import LowerLayers, first_changed, frozen_depth
 from ppo.sequences import Microbatch
 
 Pass = Literal["policy", "value", "both"]
@@ -56,6 +58,8 @@ class Role:
         """The tokens that can be said: those of the tokenizer. A head that is padded to a round number has more rows,
         which nobody can read and another role may not be able to embed: they have no probability in any role, and the
         ratio and the KL are those of the distributions that are sampled from. None: all rows."""
+        self.lower: LowerLayers | None = None
+        """Layers below all adapters, whose states are kept for other passes over the same rows."""
         self.checkpointed = False
         """Keep the input of each transformer layer alone where there is a gradient, and run the layer again for it."""
 
@@ -80,7 +84,7 @@ class Role:
 
     def states(self, batch: Microbatch, where: Tensor) -> Tensor:
         """Last hidden states at flat positions: (..., H)."""
-        with self.active():
+        with self.active(), self._lower_layers(batch):
             hidden: Tensor = self.base.base_model(**batch.inputs).last_hidden_state
         return hidden.flatten(0, 1)[where]
 
@@ -94,7 +98,7 @@ class Role:
         width = batch.inputs["input_ids"].shape[1]
         columns = torch.unique(batch.before % width)
         kept = "logits_to_keep" in inspect.signature(self.base.forward).parameters
-        with self.active():
+        with self.active(), self._lower_layers(batch):
             inputs = batch.inputs | options_of(self.base)
             logits = self.base(**inputs, **({"logits_to_keep": columns} if kept else {})).logits
         where = batch.before
@@ -103,6 +107,9 @@ class Role:
         logits = logits.flatten(0, 1)[where, : self.vocabulary]
         entropy = entropy_from_logits(logits, temperature) if with_entropy else None
         return TokenLogprobs(logprobs_from_logits(logits, batch.targets, temperature), entropy)
+
+    def _lower_layers(self, batch: Microbatch) -> AbstractContextManager[None]:
+        return nullcontext() if self.lower is None else self.lower.around(batch)
 
     def rescale_head(self) -> Role:
         """Scale the head's weight to length 1, so that an optimizer step has the same effect at any scale of scores."""
@@ -194,6 +201,22 @@ class PolicyAndValue(nn.Module):
         critic_ids |= {id(p) for name, p in self.named_parameters() if name.startswith(("value_model.", "value_head."))}
         trained = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
         return [(name, p) for name, p in trained if (id(p) in critic_ids) == (of == "value")]
+
+
+def share_lower_layers(roles: Sequence[Role]) -> list[LowerLayers]:
+    """Let roles keep the states of frozen lower layers, where all that is trained is above them; returns these layers
+    of each base."""
+    bases: dict[int, list[Role]] = {}
+    for role in roles:
+        bases.setdefault(id(role.base), []).append(role)
+    found = []
+    for same in bases.values():
+        layers, first = list(blocks(same[0].base)), [first_changed(role.base, role.adapter) for role in same]
+        if (depth := frozen_depth(first, len(layers))) is not None:
+            found.append(LowerLayers(layers, depth))
+            for role, index in zip(same, first, strict=True):
+                role.lower = found[-1] if index >= depth else None
+    return found
 
 
 def pack_if_possible(roles: Sequence[Role], max_length: int) -> str | None:

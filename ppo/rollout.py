@@ -198,34 +198,37 @@ class Collector:
         models, device = self.models, self.accelerator.device
         seeds = [stream_seed("sample", *seed, task.prompt_index, task.repeat) for task in tasks]
         prompts = [task.ids for task in tasks]
-        # Under ZeRO-3 this engine samples from a whole policy, from which all is read then that has its weights.
-        whole = isinstance(self.sampler, TransformersEngine) and responses is None
-        with self.accelerator.autocast(), models.resident(models.on_policy(), device, whole=whole):
-            started = time.monotonic()
-            if responses is not None:
-                sampled = Sampled(list(responses), None)
-            else:
-                with models.policy.active():
-                    sampled = on_every_process(lambda: self.sampler.generate(prompts, seeds, self.sampling))
-            seconds = time.monotonic() - started
-            rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
-            lengths = torch.tensor([len(row.response) for row in rows], device=device)
-            mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
-            grids = Grids(*(torch.zeros(mask.shape, device=device) for _ in Grids._fields))
-            passes = self._passes(rows, grids, with_entropy)
+        with models.keeping_states():
+            # Under ZeRO-3 this engine samples from a whole policy, from which all is read then that has its weights.
+            whole = isinstance(self.sampler, TransformersEngine) and responses is None
+            with self.accelerator.autocast(), models.resident(models.on_policy(), device, whole=whole):
+                started = time.monotonic()
+                if responses is not None:
+                    sampled = Sampled(list(responses), None)
+                else:
+                    with models.policy.active():
+                        sampled = on_every_process(lambda: self.sampler.generate(prompts, seeds, self.sampling))
+                seconds = time.monotonic() - started
+                rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
+                lengths = torch.tensor([len(row.response) for row in rows], device=device)
+                mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+                grids = Grids(*(torch.zeros(mask.shape, device=device) for _ in Grids._fields))
+                passes = self._passes(rows, grids, with_entropy)
+                for role, fill in passes:
+                    if role.model is models.policy.model:
+                        fill()
+                sampled_logprobs = self._sampled_logprobs(sampled, rows, grids.logprobs, mask)
             for role, fill in passes:
-                if role.model is models.policy.model:
-                    fill()
-            sampled_logprobs = self._sampled_logprobs(sampled, rows, grids.logprobs, mask)
-        for role, fill in passes:
-            if role.model is not models.policy.model:
-                with self.accelerator.autocast(), models.resident(role.modules(), device):
-                    fill()
-        if sampled_logprobs is not None:
-            self._check_for_stale_weights(grids, sampled_logprobs, mask)
-        ended = torch.tensor([has_ended(row.response, self.sampling, models.tokenizer) for row in rows], device=device)
-        texts = [response_text(row.response, self.sampling, models.tokenizer) for row in rows]
-        scores, parts = self._scores(tasks, rows, texts)
+                if role.model is not models.policy.model:
+                    with self.accelerator.autocast(), models.resident(role.modules(), device):
+                        fill()
+            if sampled_logprobs is not None:
+                self._check_for_stale_weights(grids, sampled_logprobs, mask)
+            ended = torch.tensor(
+                [has_ended(row.response, self.sampling, models.tokenizer) for row in rows], device=device
+            )
+            texts = [response_text(row.response, self.sampling, models.tokenizer) for row in rows]
+            scores, parts = self._scores(tasks, rows, texts)
         return Rollout(
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs,
             grids.entropy if with_entropy else None, grids.values,

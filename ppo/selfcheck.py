@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.distributed import processes
-from alignment.distributed.processes import Accelerator
+from alignment.distributed.processes import Accelerator, under_fsdp
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampler_check import find_way
@@ -31,7 +31,7 @@ from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
 from ppo.critic import not_on_trunk
 from ppo.models import Models
-from ppo.roles import Role
+from ppo.roles import Role, share_lower_layers
 from ppo.sequences import Microbatch, Row, lay_out
 
 PROMPTS, RESPONSES = (13, 7), (8, 5, 6)
@@ -66,6 +66,11 @@ def check_models(
         models.packed = False
     if not models.packed and (reason := check.why_wrong(packed=False)):
         raise CheckError(f"{reason}; name another model")
+    if models.packed and not models.sharded and not under_fsdp():  # a pass that gathers shards is of all processes
+        models.lower = share_lower_layers(models.roles())
+        if reason := check.why_kept_states_wrong():
+            say(f"ppo: frozen lower layers are computed in each pass: {reason}")
+            models.lower = ()
     for scorer in models.scorers():
         for member in scorer.members:
             if scorer.packed and (reason := check.why_states_wrong(member, packed=True)):
@@ -113,6 +118,18 @@ class _Check:
                 return f"{type(role.base).__name__}: {reason}"
         if critic is not None and not self.models.trained.on_trunk:
             return self.why_states_wrong(critic, packed)
+        return None
+
+    def why_kept_states_wrong(self) -> str | None:
+        """Why the roles' passes are wrong from kept states of frozen lower layers."""
+        with self.models.keeping_states():
+            for _ in range(2 if self.models.lower else 0):  # the first pass of all keeps them
+                if reason := self.why_wrong(packed=True):
+                    return reason
+            for scorer in self.models.scorers():
+                for member in scorer.members if scorer.packed else ():
+                    if member.lower is not None and (reason := self.why_states_wrong(member, packed=True)):
+                        return reason
         return None
 
     def why_states_wrong(self, role: Role, packed: bool) -> str | None:

@@ -32,6 +32,13 @@ class Row(NamedTuple):
         return len(self.prompt) + len(self.response)
 
 
+class Segment(NamedTuple):
+    """Tokens of a packed row whose hidden states depend on nothing else: the last `length` of `tokens`."""
+
+    tokens: tuple[int, ...]
+    length: int
+
+
 @dataclass(frozen=True)
 class Microbatch:
     """R rows for one forward pass, with M response tokens that count.
@@ -45,6 +52,7 @@ class Microbatch:
         rows: (R,) long, the rows' indices in the rollout.
         row, column: (M,) long, the rollout's row and response column of each token.
         weight: 0 for a filler that keeps this process in step with others and teaches nothing; else 1.
+        segments: of a packed row, in order; none of padded rows.
     """
 
     inputs: dict[str, Any]
@@ -55,6 +63,7 @@ class Microbatch:
     row: Tensor
     column: Tensor
     weight: float = 1.0
+    segments: tuple[Segment, ...] = ()
 
     def pick(self, grid: Tensor) -> Tensor:
         """The entries of a (B, T) grid of the rollout at this batch's tokens: (M,)."""
@@ -83,7 +92,7 @@ def lay_out(
         row_indices: of the rows in the rollout.
     """
     assert all(row.prompt and row.response for row in rows)
-    inputs, starts = _packed(rows) if packed else _padded(rows, pad_token_id)
+    inputs, starts, segments = _packed(rows) if packed else _padded(rows, pad_token_id)
     before, targets, row_of, column = [], [], [], []
     for row_index, row, (prompt_end, response_start) in zip(row_indices, rows, starts, strict=True):
         kept = [t for t in range(len(row.response)) if row.kept is None or row.kept[t]]
@@ -104,14 +113,19 @@ def lay_out(
         rows=index(row_indices),
         row=index(row_of),
         column=index(column),
+        segments=segments,
     )
 
 
-def _packed(rows: Sequence[Row]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """One row of all, and of each where its prompt ends and its response starts."""
+_LaidOut = tuple[dict[str, Any], list[tuple[int, int]], tuple[Segment, ...]]
+"""Arguments of the body, where the prompt of each row ends and its response starts, and the segments."""
+
+
+def _packed(rows: Sequence[Row]) -> _LaidOut:
     ids: list[int] = []
     groups: list[list[int]] = []
     starts: list[tuple[int, int]] = []
+    segments: list[Segment] = []
     for prompt, same in groupby(rows, key=lambda row: row.prompt):
         branches = [row.response for row in same]
         ids += prompt
@@ -121,18 +135,21 @@ def _packed(rows: Sequence[Row]) -> tuple[dict[str, Any], list[tuple[int, int]]]
             ids += response
         # Alone, prompt and response are one document: a prefix would take a second call of attention.
         alone = len(branches) == 1
-        groups.append([0, len(prompt) + len(branches[0])] if alone else [len(prompt), *map(len, branches)])
+        group = [0, len(prompt) + len(branches[0])] if alone else [len(prompt), *map(len, branches)]
+        groups.append(group)
+        segments += [] if alone else [Segment(tuple(prompt), len(prompt))]
+        segments += [Segment((*prompt, *response), own) for response, own in zip(branches, group[1:], strict=True)]
     inputs = {"input_ids": torch.tensor([ids]), "position_ids": positions(groups), "use_cache": False}
-    return inputs | row_arguments(groups), starts
+    return inputs | row_arguments(groups), starts, tuple(segments)
 
 
-def _padded(rows: Sequence[Row], pad_token_id: int) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+def _padded(rows: Sequence[Row], pad_token_id: int) -> _LaidOut:
     ids, mask = pad_rows([row.prompt + row.response for row in rows], pad_token_id, "right")
     width = ids.shape[1]
     ends = [row_index * width + len(row.prompt) for row_index, row in enumerate(rows)]
     # Without positions: padding on the right leaves those that a model counts itself, which RoBERTa begins at 2.
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    return inputs, [(end, end) for end in ends]
+    return inputs, [(end, end) for end in ends], ()
 
 
 def split_by_tokens(rows: Sequence[Row], row_indices: Sequence[int], max_tokens: int, packed: bool) -> list[list[int]]:

@@ -102,12 +102,13 @@ class Updater:
         sums = MetricSums()
         norms: list[dict[str, float]] = []
         first_ratio = math.nan
-        for rows in parts:
-            step_sums, step_norms = self._optimizer_step(step, episodes, rows, is_first=not norms)
-            if not norms:
-                first_ratio = step_sums.means()["policy/ratio"]
-            sums.merge(step_sums)
-            norms.append(step_norms)
+        with self.models.keeping_states():
+            for rows in parts:
+                step_sums, step_norms = self._optimizer_step(step, episodes, rows, is_first=not norms)
+                if not norms:
+                    first_ratio = step_sums.means()["policy/ratio"]
+                sums.merge(step_sums)
+                norms.append(step_norms)
         stats = sums.means()
         stats["policy/first_ratio"] = first_ratio
         stats["train/epochs"] = len(norms) / ppo.num_minibatches

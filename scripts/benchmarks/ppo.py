@@ -50,7 +50,7 @@ MORE_PEERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """Ours has activation checkpointing in `memory`. It is TRL's default too, but users must enable it by a call."""
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "speed": {"trunk": {"value": "trunk"}},
-    "model": {"trunk": {"value": "trunk"}, "shared": {"mode": "shared"}},
+    "model": {"trunk": {"value": "trunk"}, "shared": {"mode": "shared"}, "upper": {"mode": "shared", "upper": True}},
     "memory": {"shared": {"mode": "shared"}},
     "learning": {},
 }
@@ -114,7 +114,8 @@ def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str
         return ppo_learning.more(work, report["runs"])
     metrics = phases(report["runs"])
     if mode == "model":
-        metrics |= {"ratio_shared": ratio_of(report["runs"], "trl-lora", "shared", "seconds")}
+        for name in ("shared", "upper"):
+            metrics |= {f"ratio_{name}": ratio_of(report["runs"], "trl-lora", name, "seconds")}
     return report | metrics | {"notes": phase_notes(metrics)}
 
 

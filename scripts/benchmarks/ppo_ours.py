@@ -18,7 +18,7 @@ from alignment.models.onednn import linear_layers
 from alignment.runs.journal import Journal
 from alignment.training import publishing
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats
-from benchmarks.ppo_work import Work
+from benchmarks.ppo_work import Work, upper_half
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
 from ppo.loop import Loop
@@ -30,18 +30,21 @@ class Contestant:
     """Our contestant.
 
     Args:
-        settings: overrides of the `model` section; the default is four separate models.
+        settings: overrides of the `model` section; the default is four separate models. With `upper` the adapters of
+            all roles are on the upper half of the layers.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.work = Work.read(folder)
-        shared = settings.get("mode") == "shared"
+        shared, reward = settings.get("mode") == "shared", "reward"
+        if settings.pop("upper", False):
+            settings, reward = settings | {"adapter": upper_half(folder)}, "reward-upper"
         work, runs = self.work, tempfile.mkdtemp()
         values = {
             "name": "bench",
             "model": {
                 "policy": "policy" if shared else str(folder / "policy"),
-                "reward": "reward" if shared else str(folder / "reward"),
+                "reward": reward if shared else str(folder / "reward"),
                 **settings,
             },
             "data": {

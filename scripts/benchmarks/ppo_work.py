@@ -147,7 +147,8 @@ def save_prompts(folder: Path, prompts: Sequence[Any]) -> None:
 
 
 def save_reward_adapter(folder: Path) -> None:
-    """Publish the policy, and a reward model as an adapter on it, to `folder/registry`, as `shared` requires."""
+    """Publish the policy, and a reward model as an adapter on it, to `folder/registry`, as `shared` requires; and
+    another as `reward-upper`, whose adapter is on the upper half of the layers."""
     import tempfile
 
     from alignment.config.sections import ModelConfig
@@ -160,14 +161,21 @@ def save_reward_adapter(folder: Path) -> None:
     registry = Registry(folder / "registry")
     policy = registry.publish("policy", folder / "policy", stage="base", role="policy").ref
     source = find_model(policy, registry, role="policy")
-    options = ModelConfig(name=policy, method="lora")
-    adapted = apply_method(load_scalar_model(source, seed=SEED).model, options)
-    with tempfile.TemporaryDirectory() as saved:
-        adapted.save_pretrained(saved)
-        load_tokenizer(source).save_pretrained(saved)
-        (Path(saved) / SCORE).write_text(json.dumps({"score_bias": 0.0}), encoding="utf-8")
-        section = {"model": options.model_dump(mode="json")}
-        registry.publish("reward", saved, stage="reward", role="reward", base=source.as_base(), config=section)
+    for name, adapter in (("reward", {}), ("reward-upper", upper_half(folder))):
+        options = ModelConfig(name=policy, method="lora", adapter=adapter)
+        adapted = apply_method(load_scalar_model(source, seed=SEED).model, options)
+        with tempfile.TemporaryDirectory() as saved:
+            adapted.save_pretrained(saved)
+            load_tokenizer(source).save_pretrained(saved)
+            (Path(saved) / SCORE).write_text(json.dumps({"score_bias": 0.0}), encoding="utf-8")
+            section = {"model": options.model_dump(mode="json")}
+            registry.publish(name, saved, stage="reward", role="reward", base=source.as_base(), config=section)
+
+
+def upper_half(folder: Path) -> dict[str, list[int]]:
+    """`model.adapter` of an adapter on the upper half of the policy's layers."""
+    number = json.loads((folder / "policy" / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    return {"layers_to_transform": list(range(number // 2, number))}
 
 
 def sample(folder: Path, prompts: Sequence[list[int]], max_new_tokens: int = RESPONSE_TOKENS) -> list[list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
@@ -15,6 +17,7 @@ from alignment.registry import Registry
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
+from ppo.lower_layers import LowerLayers
 from ppo.rollout import how_to_sample
 from ppo.selfcheck import check_models
 from ppo.sequences import Row, lay_out
@@ -156,3 +159,17 @@ def test_the_head_of_a_value_model_knows_all_tokens(ready, tmp_path, tokenizer):
     tiny.write(tmp_path / "critic", small, tokenizer)
     with pytest.raises(ModelError, match=r"model\.value: .* fewer than the policy's tokenizer has"):
         ready("llama", value="separate", value_init=str(tmp_path / "critic"), reward=True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_frozen_lower_layers_are_kept_where_their_states_are_right(ready, kind, capsys, monkeypatch):
+    real = LowerLayers._skipped
+    upper = {"method": "lora", "adapter": {"layers_to_transform": [1]}, "value": "adapter"}
+    models = ready(kind, reward=True, **upper)
+    assert [layers.depth for layers in models.lower] == [1]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(LowerLayers, "_skipped", lambda self, states: nullcontext())  # no fault that numbers show
+    assert ready(kind, reward=True, **upper).lower
+    monkeypatch.setattr(LowerLayers, "_skipped", lambda self, states: real(self, 2 * states))
+    assert not ready(kind, reward=True, **upper).lower
+    assert "frozen lower layers are computed in each pass" in capsys.readouterr().err
