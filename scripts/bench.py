@@ -231,7 +231,16 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     contestants = {ours: (sys.executable, benchmark.OURS, settings) for ours, settings in own.items()}
     theirs = benchmark.PEERS | getattr(benchmark, "MORE_PEERS", {}).get(mode, {})
     contestants |= {peer: (python, module, settings) for peer, (module, settings) in theirs.items()}
-    names, peers = list(contestants), list(theirs)
+    if unknown := [each for each in options.only or () if each not in contestants]:
+        from alignment.errors import UserError
+
+        raise UserError(f"--only {' '.join(unknown)}: expected some of {', '.join(contestants)}")
+    names = [each for each in contestants if options.only is None or each in ("ours", *options.only)]
+    peers = [each for each in names if each in theirs]
+    if not peers:
+        from alignment.errors import UserError
+
+        raise UserError(f"--only {' '.join(options.only)}: expected one of {', '.join(theirs)} too, to compare with")
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(sys.stderr):  # trainers print; --json is alone on stdout
             work = benchmark.prepare(Path(folder), options)
@@ -294,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--memory", action="store_true", help="peak memory on a larger model instead of speed")
     what.add_argument("--learning", action="store_true", help="what is learned instead of speed (ppo)")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="contestants beside ours, where memory is short (default: all)"
+    )
     parser.add_argument("--bf16", action="store_true", help="all contestants in bfloat16, for a GPU that has it")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each (default: all)")
     parser.add_argument("--seed", type=int, default=0)

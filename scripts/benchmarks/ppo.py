@@ -101,6 +101,15 @@ def prepare(folder: Path, options: Namespace) -> dict[str, Any]:
 # --- summing up ------------------------------------------------------------------------------------------------------
 
 PHASES = ("generate", "score", "train")
+RATIOS = (
+    ("trunk", "trl", "trunk", "seconds"),
+    ("shared", "trl-lora", "shared", "seconds"),
+    ("upper", "trl-lora", "upper", "seconds"),
+    ("generation", "trl", "ours", "generate"),
+    ("score", "trl", "ours", "score"),
+    ("train", "trl", "ours", "train"),
+)
+"""A ratio's name, their contestant, ours, and the seconds that are compared."""
 
 
 def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str, Any]:
@@ -113,9 +122,6 @@ def more(mode: str, work: Mapping[str, Any], report: dict[str, Any]) -> dict[str
 
         return ppo_learning.more(work, report["runs"])
     metrics = phases(report["runs"])
-    if mode == "model":
-        for name in ("shared", "upper"):
-            metrics |= {f"ratio_{name}": ratio_of(report["runs"], "trl-lora", name, "seconds")}
     return report | metrics | {"notes": phase_notes(metrics)}
 
 
@@ -131,11 +137,12 @@ def phases(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     of the machine's matmul rate."""
     from bench import spread
 
-    return {
-        "ratio_trunk": ratio_of(runs, "trl", "trunk", "seconds"),
-        "ratio_generation": ratio_of(runs, "trl", "ours", "generate"),
-        "ratio_score": ratio_of(runs, "trl", "ours", "score"),
-        "ratio_train": ratio_of(runs, "trl", "ours", "train"),
+    ratios = {
+        f"ratio_{name}": ratio_of(runs, their, our, of)
+        for name, their, our, of in RATIOS
+        if their in runs and our in runs
+    }
+    return ratios | {
         "phases": {
             name: {phase: spread(run[phase] for run in done) for phase in PHASES} for name, done in runs.items()
         },
