@@ -8,6 +8,8 @@
     scripts/bench.py ppo --model PATH/TO/MODEL --rows 8 --rounds 3
     scripts/bench.py generate --model PATH/TO/MODEL --rows 64
     scripts/bench.py ppo --peer trl --learning
+    scripts/bench.py load --model PATH/TO/MODEL
+    scripts/bench.py scaling
     scripts/bench.py tracking
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
@@ -19,7 +21,9 @@ Before the first round each says how many tokens (and pairs) it trains on and th
 weights; if they differ, nothing is measured. `--memory` measures each alone, on a model of more than 100 million
 parameters: the peak of the process less what it held after its imports. `--learning` (PPO) compares what is learned:
 the mean reward over the last fifth of the iterations, from several seeds. `tracking` compares our SFT trainer with
-an offline W&B run and without one, `generate` our sampling with transformers' `generate`. `--model` takes a model of
+an offline W&B run and without one, `generate` our sampling with transformers' `generate`; `load` and
+`publish` time a model's way from and to the registry; `scaling` measures by which power our time grows with the size of
+the work. `--model` takes a model of
 yours in place of a small Llama with random weights.
 """
 
@@ -44,7 +48,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward", "ppo", "generate", "tracking")
+BENCHMARKS = ("sft", "reward", "ppo", "generate", "load", "publish", "scaling", "tracking")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -223,6 +227,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.venv import peer_python
 
     name = options.benchmark
+    if name == "scaling":
+        from benchmarks import scaling
+
+        found = scaling.measure(options)
+        return {"benchmark": name, **found, "notes": list(scaling.lines(found)), "machine": machine(options.threads)}
     mode = "memory" if options.memory else "learning" if options.learning else "model" if options.model else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options.rows = options.rows or benchmark.ROWS
@@ -267,7 +276,8 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """The report as text."""
-    print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
+    if "peer" in report:
+        print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
     for name, mib in report.get("mib", {}).items():
         ratio = report["memory_ratios"].get(name)
         print(f"  {name:10} {mib:7d} MiB" + (f"   ours x{ratio}" if ratio else ""))
@@ -320,10 +330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"--model {options.model}: no folder with a config.json; export one with `alignment models export`"
         )
-    if options.model and (options.learning or options.benchmark == "tracking"):
-        parser.error("--model: not with --learning or tracking, which have models of their own")
-    if options.memory and options.benchmark == "generate":
-        parser.error("--memory: not with generate")
+    if options.model and (options.learning or options.benchmark in ("scaling", "tracking")):
+        parser.error("--model: not with --learning, scaling or tracking, which have models of their own")
+    if options.memory and options.benchmark not in ("sft", "reward", "ppo"):
+        parser.error(f"--memory: not with {options.benchmark}")
+    for name in ("data", "rows", "only", "bf16"):
+        if options.benchmark == "scaling" and getattr(options, name):
+            parser.error(f"--{name}: not with scaling")
     if options.data is not None and not options.data.is_file():
         parser.error(f"--data {options.data}: no such file")
     from alignment.errors import UserError

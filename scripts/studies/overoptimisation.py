@@ -68,8 +68,12 @@ def stage(name: str, config: str, *overrides: str) -> None:
         raise UserError(f"the {name} stage failed with exit code {done.returncode}; its message is above")
 
 
-def prepare(seed: int) -> None:
-    """Write the demo's data, SFT model and pairs of answers, with simulated ratings, one per pair."""
+def prepare(seed: int, *overrides: str) -> None:
+    """Write the demo's data, SFT model and pairs of answers, with simulated ratings, one per pair.
+
+    Args:
+        overrides: of the SFT recipe.
+    """
     import demo
     from help_desk import world
     from help_desk.labelers import LABELERS, choose
@@ -80,7 +84,7 @@ def prepare(seed: int) -> None:
     if Path("ratings.jsonl").exists():
         return
     world.write_data(demo.DATA, seed)
-    stage("sft", "demo.yaml", f"training.seed={seed}")
+    stage("sft", "demo.yaml", f"training.seed={seed}", *overrides)
     demo.sample("help-desk-sft", seed)
     rng, rows = random.Random(seed), []
     with RatingsStore(demo.RATINGS) as store:

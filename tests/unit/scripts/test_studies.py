@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from studies import overoptimisation as study
+from studies import upper_layers
 
 DOOR = Path(__file__).resolve().parents[3] / "scripts" / "study.py"
 
@@ -20,7 +21,7 @@ def test_the_door_runs_a_study_and_names_them_all():
     assert shown.returncode == 0 and "usage: study.py overoptimisation" in shown.stdout
     studies = (
         "influence, intervals, length_bias, overoptimisation, real_model, saved_votes, selection, stopping, two_heads, "
-        "warm_critic"
+        "upper_layers, warm_critic"
     )
     assert studies in run("--help").stdout
     wrong = run("length-bias")
@@ -66,3 +67,22 @@ def test_runs_that_are_there_are_read_in_the_order_of_their_steps(tmp_path):
     runs = study.curves(study.read_rows(path))
     assert len(runs) == 3
     assert all([row["step"] for row in course] == [0, 1, 2] for course in runs.values())
+
+
+def test_the_upper_layers_are_compared_with_all_by_seed():
+    made = [
+        ("all", 0, 1.0, 10.0),
+        ("upper", 0, 0.9, 5.0),
+        ("all", 1, 2.0, 10.0),
+        ("upper", 1, 2.1, 6.0),
+        ("all", 2, 9.0, 9.0),
+    ]
+    rows = [
+        {"setting": setting, "seed": seed, "gold": gold, "kl": 3.0, "score": 0.0, "cpu_seconds": seconds}
+        for setting, seed, gold, seconds in made
+    ]
+    text = upper_layers.table(rows)  # seed 2 is not complete
+    assert "| all layers | 1.500 | 3.00 | 0.40 |" in text
+    assert "| the upper half | 1.500 | 3.00 | 0.22 |" in text
+    assert "gold +0.000 (Student's 95% interval -1.271 to +1.271, 2 seeds)" in text  # 12.706 * 0.1
+    assert "0.55 (0.50 to 0.60)" in text
