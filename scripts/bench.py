@@ -292,6 +292,27 @@ def show(report: Mapping[str, Any]) -> None:
         print(f"  {line}")
 
 
+def why_not(options: argparse.Namespace) -> str | None:
+    """What is wrong with the options, if anything is."""
+    if options.learning and options.benchmark != "ppo":
+        return "--learning is of ppo alone"
+    for name in ("rows", "rounds", "threads"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            return f"--{name} {given}: expected 1 or more"
+    if options.model is not None and not (options.model / "config.json").is_file():
+        return f"--model {options.model}: no folder with a config.json; export one with `alignment models export`"
+    if options.model and (options.learning or options.benchmark in ("scaling", "tracking")):
+        return "--model: not with --learning, scaling or tracking, which have models of their own"
+    if options.memory and options.benchmark not in ("sft", "reward", "ppo"):
+        return f"--memory: not with {options.benchmark}"
+    for name in ("data", "rows", "only", "bf16"):
+        if options.benchmark == "scaling" and getattr(options, name):
+            return f"--{name}: not with scaling"
+    if options.data is not None and not options.data.is_file():
+        return f"--data {options.data}: no such file"
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Measure our trainers against a peer's, on this machine.",
@@ -321,24 +342,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args(argv)
-    if options.learning and options.benchmark != "ppo":
-        parser.error("--learning is of ppo alone")
-    for name in ("rows", "rounds", "threads"):
-        if (given := getattr(options, name)) is not None and given < 1:
-            parser.error(f"--{name} {given}: expected 1 or more")
-    if options.model is not None and not (options.model / "config.json").is_file():
-        parser.error(
-            f"--model {options.model}: no folder with a config.json; export one with `alignment models export`"
-        )
-    if options.model and (options.learning or options.benchmark in ("scaling", "tracking")):
-        parser.error("--model: not with --learning, scaling or tracking, which have models of their own")
-    if options.memory and options.benchmark not in ("sft", "reward", "ppo"):
-        parser.error(f"--memory: not with {options.benchmark}")
-    for name in ("data", "rows", "only", "bf16"):
-        if options.benchmark == "scaling" and getattr(options, name):
-            parser.error(f"--{name}: not with scaling")
-    if options.data is not None and not options.data.is_file():
-        parser.error(f"--data {options.data}: no such file")
+    if wrong := why_not(options):
+        parser.error(wrong)
     from alignment.errors import UserError
     from alignment.training.stage import quiet_libraries
 

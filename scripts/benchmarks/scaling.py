@@ -23,7 +23,7 @@ SIZES: dict[str, tuple[int, ...]] = {
 """Of each size its values; the others keep theirs. With more responses to a prompt there are as many prompts."""
 
 
-class Work(NamedTuple):
+class SampledWork(NamedTuple):
     """A rollout: `prompts` of 32 tokens with `samples` responses each, of `response` tokens without an end."""
 
     prompts: int = ROWS
@@ -32,7 +32,7 @@ class Work(NamedTuple):
     vocabulary: int = VOCABULARY
 
 
-def works() -> dict[str, list[Work]]:
+def works() -> dict[str, list[SampledWork]]:
     """The work at each value of each size."""
     changes: dict[str, Callable[[int], dict[str, int]]] = {
         "response tokens": lambda n: {"response": n},
@@ -40,10 +40,10 @@ def works() -> dict[str, list[Work]]:
         "responses to a prompt": lambda n: {"prompts": 8, "samples": n},
         "vocabulary": lambda n: {"vocabulary": n},
     }
-    return {size: [Work(**changes[size](value)) for value in values] for size, values in SIZES.items()}
+    return {size: [SampledWork(**changes[size](value)) for value in values] for size, values in SIZES.items()}
 
 
-def tasks(work: Work, seed: int) -> dict[str, Callable[[], None]]:
+def tasks(work: SampledWork, seed: int) -> dict[str, Callable[[], None]]:
     """Sampling, and a forward and a backward pass over the whole rollout, as PPO does them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
