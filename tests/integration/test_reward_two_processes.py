@@ -106,7 +106,7 @@ def test_two_processes_make_the_steps_of_one(house, alone, backend, packing):
     zero3 = launching.ZERO2.read_text().replace("zero_stage: 2", "zero_stage: 3\n  zero3_save_16bit_model: true")
     launcher = house / f"{backend}-launch.yaml"
     launcher.write_text({"ddp": launching.DDP, "zero2": launching.ZERO2.read_text(), "zero3": zero3}[backend])
-    name = f"{backend}-{packing}"
+    name = f"{backend}-{packing}".lower()
     logged, events, published, seen = reward(house, name, launcher, 2, packing)
     of = {event["event"]: event for event in events}
     assert (of["backend"]["engine"], of["backend"]["zero_stage"]) == BACKENDS[backend]
