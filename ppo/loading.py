@@ -25,6 +25,7 @@ from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import TemplateError
+from ppo.batch_plan import NO_GRADIENT
 from ppo.config import PPOStageConfig
 from ppo.critic import (
     add_critic_adapter,
@@ -47,7 +48,7 @@ from ppo.options import (
     scorer_options,
 )
 from ppo.reward_model import RewardModel
-from ppo.roles import NO_GRADIENT, PolicyAndValue, Role, pack_if_possible
+from ppo.roles import PolicyAndValue, Role, pack_if_possible
 
 SCORERS = ("reward", "held_out_reward")
 

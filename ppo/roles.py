@@ -25,8 +25,6 @@ from alignment.tensors import entropy_from_logits, logprobs_from_logits
 from ppo.sequences import Microbatch
 
 Pass = Literal["policy", "value", "both"]
-NO_GRADIENT = 4
-"""A pass without gradients keeps no activations and takes so many times the tokens of one with."""
 
 
 class Role:

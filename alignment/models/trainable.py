@@ -28,6 +28,7 @@ from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ConfigError
 from alignment.models import adapters
+from alignment.models.classifiers import AnyClassifier
 from alignment.models.methods import METHODS, adapter_arguments
 from alignment.models.policies import load_base, load_policy
 from alignment.models.sources import ModelSource
@@ -182,16 +183,20 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
-def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoModelForCausalLM) -> nn.Module:
-    """A model of that shape and kind on the meta device, with the parameters that `model.method` trains.
+def skeleton(shape: PreTrainedConfig, config: ModelConfig, *, scalar: bool = False) -> nn.Module:
+    """A model of that shape on the meta device, with the parameters that `model.method` trains.
+
+    Args:
+        scalar: whether it is a classifier with one number per token.
 
     Raises:
         ConfigError: the method does not fit this model.
     """
     shape = copy.deepcopy(shape)
     shape.num_labels = 1  # used by scalar models only
+    kind: Any = AnyClassifier if scalar else AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
+        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)
         return apply_method(model, config)
 
 
