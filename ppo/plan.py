@@ -6,9 +6,9 @@ from typing import Any
 
 from alignment.distributed import processes
 from alignment.memory.shapes import config_of_source
-from alignment.models.ensembles import num_members
+from alignment.models.reward_files import num_members
 from alignment.reports.judges import reward_parts
-from alignment.training import arguments, publishing
+from alignment.training import arguments, opening
 from ppo.batch_plan import batch_plan
 from ppo.config import PPOStageConfig
 from ppo.prepare import check_config, prepare
@@ -21,7 +21,7 @@ def plan(config: PPOStageConfig, world_size: int) -> dict[str, Any]:
     config = config.with_bf16(processes.bf16_by_default)
     check_config(config)
     sizes = batch_plan(config, world_size)
-    prepared = prepare(config, publishing.open_registry(config))
+    prepared = prepare(config, opening.open_registry(config))
     sources = prepared.sources
     load_sources(
         config.rewards, [prompt for prompt, _ in prepared.prompts], [prompt for prompt, _ in prepared.held_out],

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.distributed.processes import Accelerator, all_reduce_max, all_reduce_sum, on_every_process
 from alignment.errors import ModelError
 from alignment.generation.engine import TransformersEngine
-from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
+from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text
+from alignment.models.tokenizers import vocabulary_of
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message
@@ -28,7 +29,8 @@ from ppo.prompts import Task
 from ppo.reward_model import RewardModel
 from ppo.reward_sources import Source
 from ppo.roles import Pass, Role
-from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens, split_further
+from ppo.rows import Row
+from ppo.sequences import Microbatch, lay_out, split_by_tokens, split_further
 
 T = TypeVar("T")
 

@@ -42,7 +42,7 @@ from ppo.options import combination
 from ppo.reward_model import RewardModel
 from ppo.reward_services import OFFERS, WANTS
 from ppo.roles import pack_if_possible
-from ppo.sequences import Row
+from ppo.rows import Row
 
 MAX_BODY = 2**28
 """Bytes of one request: 65,536 responses of 4 KiB."""

@@ -9,27 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from alignment.models.packing import positions, row_arguments
 from alignment.tensors import pad_rows
+from ppo.rows import Row
 
 T = TypeVar("T")
-
-
-class Row(NamedTuple):
-    """A prompt and a response to it, both not empty. `kept` says which response tokens count; None: all of them."""
-
-    prompt: list[int]
-    response: list[int]
-    kept: list[bool] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)

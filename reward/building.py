@@ -10,9 +10,9 @@ from transformers import TrainerCallback, set_seed
 
 from alignment.config.arguments import PackingArguments
 from alignment.distributed import zero3
+from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
-from alignment.models.selfcheck import say
 from alignment.runs.journal import Recorder
 from alignment.training.arguments import refused_arguments
 from reward.batches import Layout, QuestionCollator, choose_batch_layout

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alignment.config.arguments import PackingArguments, trainer_arguments
+from alignment.memory import kept
 from alignment.memory.shapes import FoundConfig, ShapeFinder, sized
 from alignment.memory.workload import Pass, Workload
 from reward.config import DEFAULTS, RewardStageConfig
@@ -36,10 +37,8 @@ def workload(config: RewardStageConfig, shape: FoundConfig | PreTrainedConfig, b
 
 
 def arguments(config: RewardStageConfig) -> dict[str, Any]:
-    """The trainer's arguments over the stage's defaults; TRL is imported to check them."""
-    from trl import RewardConfig
-
-    return trainer_arguments(RewardConfig, DEFAULTS, config.of_member().training)
+    """The trainer's arguments over the stage's defaults."""
+    return trainer_arguments(kept.trl_arguments("RewardConfig"), DEFAULTS, config.of_member().training)
 
 
 def workloads(

@@ -9,6 +9,7 @@
     scripts/bench.py generate --model PATH/TO/MODEL --rows 64
     scripts/bench.py ppo --peer trl --learning
     scripts/bench.py tracking
+    scripts/bench.py tools --rounds 5
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
@@ -20,7 +21,7 @@ weights; if they differ, nothing is measured. `--memory` measures each alone, on
 parameters: the peak of the process less what it held after its imports. `--learning` (PPO) compares what is learned:
 the mean reward over the last fifth of the iterations, from several seeds. `tracking` compares our SFT trainer with
 an offline W&B run and without one, `generate` our sampling with transformers' `generate`. `--model` takes a model of
-yours in place of a small Llama with random weights.
+yours in place of a small Llama with random weights. `tools` measures what commands cost until they answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward", "ppo", "generate", "tracking")
+BENCHMARKS = ("sft", "reward", "ppo", "generate", "tracking", "tools")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -223,6 +224,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.venv import peer_python
 
     name = options.benchmark
+    if name == "tools":
+        from benchmarks import tools
+
+        with tempfile.TemporaryDirectory() as folder:
+            return {"benchmark": name, **tools.measure(Path(folder), options), "machine": machine(1)}
     mode = "memory" if options.memory else "learning" if options.learning else "model" if options.model else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options.rows = options.rows or benchmark.ROWS
@@ -258,6 +264,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """The report as text."""
+    if report["benchmark"] == "tools":
+        from benchmarks.tools import table
+
+        print("\n".join(table(report)))
+        return
     print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
     for name, mib in report.get("mib", {}).items():
         ratio = report["memory_ratios"].get(name)
@@ -312,6 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--model: not with --learning or tracking, which have models of their own")
     if options.memory and options.benchmark == "generate":
         parser.error("--memory: not with generate")
+    if options.benchmark == "tools" and (options.model or options.memory or options.data):
+        parser.error("tools: takes --rounds, --seed and --json alone")
     if options.data is not None and not options.data.is_file():
         parser.error(f"--data {options.data}: no such file")
     from alignment.errors import UserError

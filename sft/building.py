@@ -8,12 +8,12 @@ from trl import SFTConfig
 
 from alignment.config.arguments import PackingArguments
 from alignment.distributed import heartbeat
+from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
 from alignment.models.adapters import without_adapter
 from alignment.models.classifiers import why_no_scores
 from alignment.models.packing import why_not_packed
-from alignment.models.selfcheck import say
 from alignment.training.arguments import refused_arguments
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator, pack_attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alignment.config.arguments import trainer_arguments
+from alignment.memory import kept
 from alignment.memory.shapes import FoundConfig, ShapeFinder, sized
 from alignment.memory.workload import Pass, Workload
 from sft.config import DEFAULTS, LOGITS_AT_ONCE, SFTStageConfig
@@ -33,10 +34,8 @@ def workload(config: SFTStageConfig, shape: FoundConfig | PreTrainedConfig, bf16
 
 
 def arguments(config: SFTStageConfig) -> dict[str, Any]:
-    """The trainer's arguments over the stage's defaults; TRL is imported to check them."""
-    from trl import SFTConfig
-
-    return trainer_arguments(SFTConfig, DEFAULTS, config.training)
+    """The trainer's arguments over the stage's defaults."""
+    return trainer_arguments(kept.trl_arguments("SFTConfig"), DEFAULTS, config.training)
 
 
 def workloads(

@@ -35,7 +35,7 @@ from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from alignment.terminal import counted, one_line, say
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, opening, publishing
 from alignment.training.arguments import make_arguments, refused_arguments
 
 FEATURES = datasets.Features(
@@ -75,7 +75,7 @@ def train_dpo(
     """
     _refuse_unread(config)
     heartbeat.enter("encoding the pairs", patient=True)
-    registry = publishing.open_registry(config)
+    registry = opening.open_registry(config)
     source = find_model(config.model.name, registry, role="policy")
     tokenizer = load_tokenizer(source, config.model)
     left_out: Counter[str] = Counter()

@@ -56,15 +56,24 @@ def test_help_is_shown_without_the_heavy_libraries(arguments):
     assert done.stdout.split(maxsplit=1) == ["True", "[]\n"], done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("changes", [(), ("model.mode=shared", "model.value=adapter")], ids=["separate", "shared"])
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("sft/8b", ("training.per_device_train_batch_size=2",)),
+        ("sft/demo", ()),
+        ("reward/8b", ()),
+        ("ppo/8b", ()),
+        ("ppo/8b", ("model.mode=shared", "model.value=adapter")),
+    ],
+)
 def test_a_plan_of_models_that_were_measured_before_is_the_same_without_the_heavy_libraries(
-    tmp_path, monkeypatch, changes
+    tmp_path, monkeypatch, recipe, changes
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("ALIGNMENT_REGISTRY", str(tmp_path / "registry"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(shapes, "_sizes", {})  # another test of this process may have measured them
-    arguments = ["plan", str(ROOT / "configs" / "ppo" / "8b.yaml"), *changes, "--json"]
+    arguments = ["plan", str(ROOT / "configs" / f"{recipe}.yaml"), *changes, "--json"]
     first = CliRunner().invoke(alignment.cli.main.app, arguments)
     assert first.exit_code == 0, first.output
     code = PLAN.format(arguments=("alignment.cli.main", "alignment", *arguments))

@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import transformers
+import trl
 
+from alignment.config.arguments import ArgumentTypes, trainer_arguments
 from alignment.config.sections import ModelConfig
+from alignment.errors import ConfigError
 from alignment.memory import kept, shapes
 from alignment.memory.shapes import FoundConfig, sized
 from alignment.memory.workload import Model, Shape
@@ -76,6 +79,35 @@ def test_a_damaged_file_is_measured_again(text, tmp_path):
     assert kept.find(["key"]) is None
     kept.keep(["key"], replace(MODEL, parameters=5))
     assert kept.find(["key"]).parameters == 5
+
+
+def test_types_of_trls_arguments_are_read_again_without_the_class_and_refuse_the_same(tmp_path, monkeypatch):
+    given = {
+        "learning_rate": "high", "learning_rat": 1.0, "max_steps": 0, "bf16": 1, "optim": 5, "warmup_steps": 0.1,
+        "lr_scheduler_kwargs": {"a": 1}, "per_device_train_batch_size": 0, "output_dir": "x", "logging_steps": [1],
+        "seed": True,
+    }  # fmt: skip
+
+    def answers(types):
+        return [answer(types, {key: value}) for key, value in given.items()]
+
+    def answer(types, training):
+        try:
+            return trainer_arguments(types, {}, training)
+        except ConfigError as error:
+            return str(error)
+
+    first = kept.trl_arguments("SFTConfig")
+    assert first == ArgumentTypes.of(trl.SFTConfig)
+    monkeypatch.setattr(trl, "SFTConfig", None)
+    again = kept.trl_arguments("SFTConfig")
+    assert again == first and answers(again) == answers(first)
+    assert sum(isinstance(each, str) for each in answers(again)) == 8
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for file in (tmp_path / "cache").rglob("*.json"):
+        file.write_text("[1]")
+    assert kept.trl_arguments("SFTConfig") == first
 
 
 def test_without_a_cache_folder_models_are_measured(measured, monkeypatch):
