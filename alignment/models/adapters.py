@@ -12,24 +12,17 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    get_peft_model,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from alignment.distributed import zero3
 from alignment.errors import UserError
 from alignment.models.saved_adapters import WEIGHTS
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 class AdapterError(UserError):
@@ -38,6 +31,8 @@ class AdapterError(UserError):
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PeftModel; its layers may still have adapters in them."""
+    from peft import PeftModel  # takes seconds, and a plan does without
+
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
 
@@ -48,6 +43,8 @@ def read_config(folder: str) -> PeftConfig:
     Raises:
         AdapterError: the config is missing, or PEFT does not know it.
     """
+    from peft import PeftConfig  # as above
+
     with _adapter_errors(folder):
         return PeftConfig.from_pretrained(folder)
 
@@ -70,6 +67,15 @@ def put_on(
     Raises:
         AdapterError: the weights do not fit the base; PEFT would only warn and leave the rest at initialisation.
     """
+    from peft import (  # as above
+        PeftConfig,
+        PeftModel,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
     with _adapter_errors(folder):
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not trainable
@@ -123,6 +129,8 @@ def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     Raises:
         AdapterError: they do not fit each other, or the sum is not finite.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # as above
+
     model = put_on(base, folder)
     for layer in model.modules() if zero3.is_partitioned(model) else ():
         if isinstance(layer, BaseTunerLayer):
@@ -142,6 +150,8 @@ def loading_to_merge(folder: str) -> contextlib.AbstractContextManager[None]:
 
     LoRA and its kinds read the shape of a layer; others read that of its weight, which is empty in shards.
     """
+    from peft import PeftType  # as above
+
     in_shards = zero3.loads_in_shards() and read_config(folder).peft_type is PeftType.LORA
     return contextlib.nullcontext() if in_shards else zero3.unpartitioned_loading()
 

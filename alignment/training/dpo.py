@@ -36,6 +36,7 @@ from alignment.runs.run import Run
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from alignment.terminal import counted, one_line, say
 from alignment.training import callbacks, opening, publishing
+from alignment.training import methods as training_methods
 from alignment.training.arguments import make_arguments, refused_arguments
 
 FEATURES = datasets.Features(
@@ -197,7 +198,7 @@ def _trainer(
             eval_dataset=eval_rows if len(eval_rows) else None,
             processing_class=tokenizer,
         )
-    trainable.attach(trainer, config.model)
+    training_methods.attach(trainer, config.model)
     return trainer
 
 

@@ -14,6 +14,7 @@ import random
 import select
 import struct
 import sys
+import tempfile
 import termios
 import time
 from argparse import Namespace
@@ -43,7 +44,7 @@ def measure(folder: Path, options: Namespace) -> dict[str, Any]:
 
     from alignment.terminal import progress
 
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # a first plan has measured no model before
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # that of the person who measures stays as it is
     commands = _commands(folder, _world(folder, options))
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     with progress("rounds", (options.rounds + 1) * len(commands)) as line:
@@ -104,20 +105,30 @@ def _commands(folder: Path, world: Mapping[str, Path]) -> dict[str, Run]:
     plain |= {f"alignment {name} --help": [*alignment, name, "--help"] for name in (*GROUPS, *DOORS)}
     plain |= {f"python -m {stage} --help": ["-m", stage, "--help"] for stage in ("sft", "reward", "ppo")}
     plain |= {"scripts/rate.py --help": ["scripts/rate.py", "--help"]}
-    for stage in ("ppo", "sft", "reward"):
-        plain[f"alignment plan configs/{stage}/8b.yaml"] = [*alignment, "plan", f"configs/{stage}/8b.yaml"]
+    plans = {
+        f"alignment plan configs/{stage}/8b.yaml": f"configs/{stage}/8b.yaml" for stage in ("ppo", "sft", "reward")
+    }
+    plain |= {name: [*alignment, "plan", recipe] for name, recipe in plans.items()}
     plain |= {
         "python -m ppo configs/ppo/demo.yaml --dry-run": dry_run,
         "python -c 'import torch'": ["-c", "import torch"],
         "transformers loads a tokenizer": ["-c", tokenizer],
     }
     commands: dict[str, Run] = {name: lambda given=given: whole(given) for name, given in plain.items()}  # type: ignore[misc]
+    for name, recipe in plans.items():
+        commands[f"{name}, the first"] = lambda recipe=recipe: first([*alignment, "plan", recipe])  # type: ignore[misc]
     commands["scripts/rate.py, to the first item"] = lambda: to_text(["scripts/rate.py", *rate], ITEM)
     commands["alignment rate, to the first item"] = lambda: to_text([*alignment, "rate", *rate], ITEM)
     return commands
 
 
-def whole(arguments: list[str]) -> float:
+def first(arguments: list[str]) -> float:
+    """As `whole`, with an empty cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        return whole(arguments, XDG_CACHE_HOME=cache)
+
+
+def whole(arguments: list[str], **variables: str) -> float:
     """Processor seconds of a Python with these arguments, from its start to its end.
 
     Raises:
@@ -128,7 +139,8 @@ def whole(arguments: list[str]) -> float:
     reader, writer = os.pipe()
     nothing = os.open(os.devnull, os.O_RDWR)
     actions = [(os.POSIX_SPAWN_DUP2, nothing, 0), (os.POSIX_SPAWN_DUP2, nothing, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
-    process = os.posix_spawn(sys.executable, [sys.executable, *arguments], _environment(), file_actions=actions)
+    environment = _environment() | variables
+    process = os.posix_spawn(sys.executable, [sys.executable, *arguments], environment, file_actions=actions)
     os.close(writer)
     os.close(nothing)
     with open(reader, encoding="utf-8", errors="replace") as stream:

@@ -22,6 +22,7 @@ from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.models.trainable import apply_method
 from alignment.registry import Registry
+from alignment.training import methods as training_methods
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
 
@@ -225,18 +226,18 @@ def test_adaloras_penalty_is_what_peft_adds_to_a_loss_that_trl_does_not_use(toke
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     config = adapted.peft_config["default"]
     with_penalty = adapted(IDS, labels=IDS).loss
-    ours = trainable.regularisation(adapted)
+    ours = training_methods.regularisation(adapted)
     config.orth_reg_weight = 0.0
     torch.testing.assert_close(ours, with_penalty - adapted(IDS, labels=IDS).loss)
     assert ours > 1
-    assert trainable.regularisation(tiny.make_policy(tokenizer)) == 0.0
-    assert trainable.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
+    assert training_methods.regularisation(tiny.make_policy(tokenizer)) == 0.0
+    assert training_methods.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(20, (2, 6)), (3, (0, 0)), (1, (0, 0))])
 def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenizer, steps, expected):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
-    trainable.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
+    training_methods.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
     schedule = adapted.peft_config["default"]
     assert (schedule.total_step, schedule.tinit, schedule.tfinal) == (steps, *expected)
 
@@ -244,7 +245,7 @@ def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenize
 def test_an_adalora_schedule_without_a_step_to_cut_in_is_refused(tokenizer):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     with pytest.raises(ConfigError, match="tinit=5 and tfinal=5 leave none of the 10 steps"):
-        trainable.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
+        training_methods.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
             None, SimpleNamespace(max_steps=10), None
         )
 
