@@ -6,6 +6,7 @@ whatever else the machine does falls on all. The rating script is measured to it
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -45,7 +46,9 @@ def measure(folder: Path, options: Namespace) -> dict[str, Any]:
     from alignment.terminal import progress
 
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # that of the person who measures stays as it is
-    commands = _commands(folder, _world(folder, options))
+    with contextlib.redirect_stdout(sys.stderr):  # libraries greet when they are imported
+        world = _world(folder, options)
+    commands = _commands(folder, world)
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     with progress("rounds", (options.rounds + 1) * len(commands)) as line:
         for number in range(options.rounds + 1):
