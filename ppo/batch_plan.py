@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from alignment.errors import ConfigError
 from ppo.config import PPOStageConfig
 
+NO_GRADIENT = 4
+"""A pass without gradients keeps no activations and takes so many times the tokens of one with."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:

@@ -10,11 +10,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from alignment.errors import ModelError, did_you_mean
+from alignment.errors import ModelError
 from alignment.models import trainable
 from alignment.models.classifiers import body_width
 from alignment.models.ensembles import load_member
-from alignment.models.scalar import ScoreHead, collapse, saved_heads, write_score_bias
+from alignment.models.reward_files import write_score_bias
+from alignment.models.scalar import ScoreHead, collapse
 from alignment.models.shared_base import add_adapter, add_reward_adapter, save_adapter
 from alignment.models.sources import ModelSource
 from ppo.algorithm import ScoreStats
@@ -22,6 +23,7 @@ from ppo.config import ModelsConfig
 from ppo.models import Models
 from ppo.options import REFERENCE, VALUE, critic_options, how_to_load
 from ppo.roles import Role
+from ppo.sources import base_digest, weights_of_heads
 
 
 def new_head(role: Role) -> ScoreHead:
@@ -29,36 +31,6 @@ def new_head(role: Role) -> ScoreHead:
     head = ScoreHead(body_width(role.base.config))
     torch.nn.init.zeros_(head.weight)
     return head
-
-
-def weights_of_heads(config: ModelsConfig, source: ModelSource, key: str) -> list[float]:
-    """The weight of each head of a reward model in the score; empty for one score.
-
-    Raises:
-        ModelError: `model.reward_weights` names other heads than it has, or none.
-    """
-    heads, weights = saved_heads(source), config.reward_weights
-    if not heads:
-        return []
-    if not weights:
-        example = ", ".join(f"{name}: 1.0" for name in heads)
-        raise ModelError(
-            f"model.{key}: {source.label} has a score for each of {', '.join(heads)}; say how they make one, as "
-            f"model.reward_weights='{{{example}}}' (0: the head is logged, and may be constrained)"
-        )
-    for name in weights:
-        if name not in heads:
-            raise ModelError(
-                f"model.reward_weights: {source.label} (model.{key}) has no head {name!r}; it has {', '.join(heads)}"
-                + did_you_mean(name, heads)
-            )
-    missing = [name for name in heads if name not in weights]
-    if missing:
-        raise ModelError(
-            f"model.reward_weights: {source.label} (model.{key}) has the head {missing[0]!r} too; give it a weight (0: "
-            "it is logged, and may be constrained)"
-        )
-    return [weights[name] for name in heads]
 
 
 def load_separate_critic(source: ModelSource, config: ModelsConfig) -> Role:
@@ -113,11 +85,6 @@ def frozen_below(reference: Role, sources: Mapping[str, ModelSource]) -> ModelSo
     source = sources["reference"]
     is_adapter = reference.adapter == REFERENCE and source.base is not None
     return source.base if is_adapter and source.base is not None else source
-
-
-def base_digest(source: ModelSource) -> str | None:
-    """The digest of a model as a base of adapters."""
-    return source.as_base().digest
 
 
 def save_critic(models: Models, folder: Path, weights: Mapping[str, Tensor], stats: ScoreStats) -> ModelSource | None:

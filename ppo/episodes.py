@@ -13,7 +13,7 @@ from torch import Tensor
 from alignment.distributed.processes import all_reduce_max, gather_lists, gather_rows, world_size
 from ppo.algorithm import ScoreStats
 from ppo.rollout import Rollout
-from ppo.sequences import Row
+from ppo.rows import Row
 from ppo.targets import Targets
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,29 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ConfigError, ModelError
-from alignment.generation.sampling import vocabulary_of
 from alignment.models import trainable
-from alignment.models.ensembles import RewardEnsemble, is_ensemble, load_reward_model, member_name, num_members
+from alignment.models.ensembles import RewardEnsemble, load_reward_model
 from alignment.models.forward import switch_off_dropout
 from alignment.models.lengths import positions
 from alignment.models.policies import load_base, load_policy
+from alignment.models.reward_files import is_ensemble, member_name, num_members, saved_heads
 from alignment.models.same_tokenizer import same_tokens
-from alignment.models.scalar import ScalarModel, collapse, saved_heads
+from alignment.models.scalar import ScalarModel, collapse
 from alignment.models.shared_base import add_adapter, add_reward_adapter
-from alignment.models.sources import ModelSource, find_model
-from alignment.models.tokenizers import fit_embeddings, load_tokenizer
-from alignment.registry import Registry
-from alignment.templates.rendering import TemplateError
+from alignment.models.sources import ModelSource
+from alignment.models.tokenizers import fit_embeddings, load_tokenizer, vocabulary_of
+from ppo.batch_plan import NO_GRADIENT
 from ppo.config import PPOStageConfig
-from ppo.critic import (
-    add_critic_adapter,
-    base_digest,
-    load_separate_critic,
-    new_head,
-    not_on_trunk,
-    reward_adapter_critic,
-    weights_of_heads,
-)
+from ppo.critic import add_critic_adapter, load_separate_critic, new_head, not_on_trunk, reward_adapter_critic
 from ppo.models import Models
 from ppo.options import (
     POLICY,
@@ -47,90 +38,8 @@ from ppo.options import (
     scorer_options,
 )
 from ppo.reward_model import RewardModel
-from ppo.roles import NO_GRADIENT, PolicyAndValue, Role, pack_if_possible
-
-SCORERS = ("reward", "held_out_reward")
-
-
-def find_models(config: PPOStageConfig, registry: Registry) -> dict[str, ModelSource]:
-    """Where each role's model is: init (the policy), reference, and as far as there are any reward, value and
-    held_out_reward.
-
-    Raises:
-        RegistryError, ModelError: see `alignment.models.sources.find_model`; members are to be combined of what has
-        none. ConfigError: keys that do not go together.
-    """
-    model = config.model
-    policy = find_model(model.policy, registry, role="policy")
-    sources = {"init": policy}
-    sources["reference"] = find_model(model.reference, registry, role="policy") if model.reference else policy
-    if model.reward:
-        sources["reward"] = find_model(model.reward, registry, role="reward")
-    if model.held_out_reward:
-        sources["held_out_reward"] = find_model(model.held_out_reward, registry, role="reward")
-    heads = [weights_of_heads(model, sources[role], role) for role in SCORERS if role in sources]
-    if model.reward_weights and not any(heads):
-        raise ModelError(
-            f"model.reward_weights is of the heads of a reward model, and {sources['reward'].label} has one score; "
-            "take it out, or train one with reward.attributes"
-        )
-    if config.ppo.has_critic and critic_kind(model) != "trunk":
-        if model.value_init:
-            sources["value"] = find_model(model.value_init, registry, role=("value", "reward"))
-        elif "reward" in sources:
-            sources["value"] = sources["reward"]
-        else:
-            raise ConfigError(
-                f"model.value={critic_kind(model)} starts from a reward model or a critic, and there is none; set "
-                "model.value_init, or model.value=trunk"
-            )
-    elif model.value_init:
-        raise ConfigError("model.value_init is for a critic of its own or an adapter; take it out")
-    if model.reward_ensemble is not None and not ("reward" in sources and is_ensemble(sources["reward"])):
-        instead = sources["reward"].label + " is a single reward model" if "reward" in sources else "there is no reward"
-        raise ModelError(
-            f"model.reward_ensemble={model.reward_ensemble}: {instead}; take the key out, or name an ensemble "
-            "(python -m reward ... training.members=3)"
-        )
-    return sources
-
-
-def load_policy_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource]) -> PreTrainedTokenizerBase:
-    """The policy's tokenizer, once it is known that the roles fit together.
-
-    Raises:
-        ModelError: the reference or value model tokenizes or renders otherwise; roles that are to share a base do not;
-            a role has no chat template.
-        ConfigError: keys that a shared base has no use for.
-    """
-    tokenizer = load_tokenizer(sources["init"], policy_options(config.model))
-    if config.model.mode == "shared":
-        _check_shared(config, sources, tokenizer)
-    for role in ("reward", "held_out_reward"):
-        if role in sources:
-            _role_tokenizer(config, sources, role)  # before any model is loaded
-    for role in ("reference", "value"):
-        if role in sources and not same_tokens(tokenizer, _role_tokenizer(config, sources, role)):
-            label, other = sources["init"].label, sources[role].label
-            more = "" if role == "reference" else ", or set model.value=trunk"
-            raise ModelError(
-                f"model.{role}: {other} has another tokenizer or chat template than the policy {label}; train it from "
-                f"the same SFT model{more}"
-            )
-    return tokenizer
-
-
-def _role_tokenizer(config: PPOStageConfig, sources: Mapping[str, ModelSource], role: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of another role than the policy; the config's template and EOS are those of the policy alone."""
-    source = sources[role]
-    options = policy_options(config.model) if source == sources["init"] else how_to_load(config.model)
-    try:
-        return load_tokenizer(source, options)
-    except TemplateError as error:
-        raise ModelError(
-            f"model.{role}: {source.label} has no chat template; give it one by `alignment models import {source.path} "
-            "NAME --template chatml`, and name that"
-        ) from error
+from ppo.roles import PolicyAndValue, Role, pack_if_possible
+from ppo.sources import base_digest, load_policy_tokenizer, shared_base, weights_of_heads
 
 
 class Assembly(NamedTuple):
@@ -234,7 +143,7 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
     """One frozen base with an adapter for each role."""
     model, reward = config.model, sources.get("reward")
     init, options = sources["init"], policy_options(model)
-    if base_digest(init) == base_digest(_shared_base(sources)):
+    if base_digest(init) == base_digest(shared_base(sources)):
         whole = load_policy(init, options)
         fit_embeddings(whole, tokenizer)
         adapted = add_adapter(whole, POLICY, trainable.adapter_config(whole, options), trainable=True)
@@ -264,65 +173,6 @@ def _shared(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer: 
         members.append(Role(adapted, name, head))
     ensemble = RewardEnsemble([], len(members), **combination(model)) if is_ensemble(reward) else None
     return Assembly(policy, reference, critic, RewardModel(members, ensemble, heads=saved_heads(reward)), base)
-
-
-def _shared_base(sources: Mapping[str, ModelSource]) -> ModelSource:
-    """The base of all adapters: the reward model's base; without a reward model the policy's, or the policy itself."""
-    reward, init = sources.get("reward"), sources["init"]
-    base = init.base if reward is None else reward.base
-    return init if base is None else base
-
-
-def _check_shared(
-    config: PPOStageConfig, sources: Mapping[str, ModelSource], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Refuse roles that are not adapters on one base.
-
-    Raises:
-        ModelError, ConfigError: says which base each has, and what to do.
-    """
-    model, reward, init = config.model, sources.get("reward"), sources["init"]
-    separate = "or hold them apart (model.mode=separate)"
-    if reward is not None and reward.base is None:
-        raise ModelError(
-            f"model.mode=shared: {reward.label} is a whole model; name one that is an adapter on the policy's base "
-            f"(python -m reward ... model.name={model.policy} model.method=lora), {separate}"
-        )
-    base = _shared_base(sources)
-    continued = init.base is not None and base_digest(init.base) == base_digest(base)
-    if base_digest(init) != base_digest(base) and not continued:
-        assert reward is not None
-        raise ModelError(
-            f"model.mode=shared: {reward.label} is an adapter on {base.label}, which is neither {init.label} "
-            f"nor what that goes on; train a reward model on {init.label}, {separate}"
-        )
-    used = init.trained if continued else policy_options(model)
-    if reward is not None and used and reward.trained and used.quantized != reward.trained.quantized:
-        raise ModelError(
-            f"model.mode=shared: of {reward.label} and the policy one is trained on 4-bit weights and the other is "
-            f"not; use model.method=qlora for both or for neither, {separate}"
-        )
-    for role in ("reward", "value"):
-        source = sources.get(role)
-        if source is None or (role == "value" and critic_kind(model) != "adapter"):
-            continue
-        if source.base is None or base_digest(source.base) != base_digest(base):
-            raise ModelError(f"model.value_init: {source.label} is no adapter on {base.label}; {separate}")
-        if not same_tokens(tokenizer, load_tokenizer(source, how_to_load(model))):
-            raise ModelError(
-                f"model.mode=shared: {source.label} has another vocabulary or chat template than {init.label}; all "
-                f"roles read the same tokens: train it from {init.label}, {separate}"
-            )
-    if model.reference is not None:
-        raise ConfigError(
-            "model.reference: in shared mode the reference is the policy as it starts; take the key out, " + separate
-        )
-    if model.offload:
-        raise ConfigError("model.offload: in shared mode the frozen roles are the policy's own base; take it out")
-    if policy_options(model).method == "full":
-        raise ConfigError(f"model.method=full trains the base that all roles share; use model.method=lora, {separate}")
-    if continued and (model.adapter or model.method not in (None, init.trained and init.trained.method)):
-        raise ConfigError(f"model.method: {init.label} is an adapter, which is trained on; take method and adapter out")
 
 
 def _rows(model: PreTrainedModel) -> int:

@@ -30,8 +30,8 @@ from ppo.optimizer import make_optimizer, make_schedule
 from ppo.prompts import EncodedPrompt, make_tasks, prompt_batches, share_of_process
 from ppo.reward_sources import load_sources
 from ppo.rollout import Collector, Rollout, make_sampler
+from ppo.rows import Row
 from ppo.selfcheck import check_models
-from ppo.sequences import Row
 from ppo.state import RunState, Stateful
 from ppo.stats import rollout_stats
 from ppo.targets import TargetBuilder

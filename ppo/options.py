@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignment.config.sections import ADAPTERS, ModelConfig
-from alignment.models.sources import ModelSource
 from ppo.config import ModelsConfig, PPOStageConfig
+
+if TYPE_CHECKING:
+    from alignment.models.sources import ModelSource
 
 POLICY, REFERENCE, VALUE, REWARD = "default", "reference", "value", "reward"
 """Names of adapters; the policy's is PEFT's own default, so that it is saved as any other adapter is."""

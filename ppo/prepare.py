@@ -22,9 +22,9 @@ from alignment.templates.rendering import Encoded
 from alignment.training.data_check import check_before_training
 from ppo.best_policy import check_selection
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_policy_tokenizer
 from ppo.prompts import EncodedPrompt, encode_prompts, prompt_limit
 from ppo.ptx import PTXData, read_ptx
+from ppo.sources import find_models, load_policy_tokenizer
 from ppo.value_data import Answers, read_answers
 
 

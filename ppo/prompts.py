@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.config.sections import TooLong
 from alignment.data.records import Prompt
 from alignment.data.trimming import trim_prompt
-from alignment.distributed.processes import Accelerator
+from alignment.distributed.processes import Accelerator, say
 from alignment.errors import ConfigError
-from alignment.models.selfcheck import say
 from alignment.seeds import stream_seed
 from alignment.templates.rendering import encode_prompt
 from ppo.config import PPOStageConfig

@@ -16,7 +16,7 @@ from alignment.data.records import Demonstration, Document
 from alignment.errors import ConfigError
 from alignment.templates.rendering import Encoded, Unrenderable
 from ppo.config import PPOStageConfig
-from ppo.sequences import Row
+from ppo.rows import Row
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from alignment.distributed import heartbeat, processes, zero3
-from alignment.models import adapters
+from alignment.models import saved_adapters
 from alignment.registry import Registry, Version
 from alignment.reports.judges import judge_of
 from alignment.reports.verdicts import WON
@@ -95,7 +95,7 @@ class Publisher:
             base = save_critic(self.models, Path(folder), weights, loop.target_builder.stats)
             self.models.tokenizer.save_pretrained(folder)
             if base is not None:
-                adapters.name_base(Path(folder), base.label)
+                saved_adapters.name_base(Path(folder), base.label)
                 options = critic_options(config.model)
                 changes = {"method": options.method, "adapter": options.adapter}
                 config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
@@ -115,7 +115,7 @@ class Publisher:
         with tempfile.TemporaryDirectory(dir=self.config.run_dir) as folder:
             models.save_policy(Path(folder), policy)
             if models.base is not None:
-                adapters.name_base(Path(folder), models.base.label)
+                saved_adapters.name_base(Path(folder), models.base.label)
             models.tokenizer.save_pretrained(folder)
             return self._publish(
                 with_trained_method(self.config, models.sources["init"], models.base),

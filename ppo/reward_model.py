@@ -15,7 +15,8 @@ from alignment.models.scalar import ScalarModel
 from alignment.templates.rendering import Message, encode_to_score
 from alignment.tensors import pad_rows
 from ppo.roles import Role
-from ppo.sequences import Row, lay_out, split_by_tokens, split_further
+from ppo.rows import Row
+from ppo.sequences import lay_out, split_by_tokens, split_further
 
 
 class RewardModel:

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.data.records import Prompt
 from alignment.errors import ConfigError
 from alignment.evaluation.reward_values import RewardError, TokenIds, checked, columns_of, prompt_of
-from alignment.generation.sampling import vocabulary_of
 from alignment.models.same_tokenizer import token_mark
+from alignment.models.tokenizers import vocabulary_of
 from alignment.proxies import through_proxy
 from alignment.redaction import without_secrets
 from alignment.terminal import one_line

@@ -27,8 +27,6 @@ from ppo.lower_layers import LowerLayers, first_changed, frozen_depth
 from ppo.sequences import Microbatch
 
 Pass = Literal["policy", "value", "both"]
-NO_GRADIENT = 4
-"""A pass without gradients keeps no activations and takes so many times the tokens of one with."""
 
 
 class Role:

@@ -15,19 +15,22 @@ from transformers import PreTrainedTokenizerBase
 from alignment.distributed.processes import Accelerator, all_reduce_max, all_reduce_sum, on_every_process
 from alignment.errors import ModelError
 from alignment.generation.engine import TransformersEngine
-from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text, vocabulary_of
+from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text
+from alignment.models.tokenizers import vocabulary_of
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message
 from ppo import sampler_gap
+from ppo.batch_plan import NO_GRADIENT
 from ppo.components import Components
 from ppo.config import PPOStageConfig
 from ppo.models import Models
 from ppo.prompts import Task
 from ppo.reward_model import RewardModel
 from ppo.reward_sources import Source
-from ppo.roles import NO_GRADIENT, Pass, Role
-from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens, split_further
+from ppo.roles import Pass, Role
+from ppo.rows import Row
+from ppo.sequences import Microbatch, lay_out, split_by_tokens, split_further
 
 T = TypeVar("T")
 

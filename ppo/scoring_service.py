@@ -35,13 +35,14 @@ from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
 from alignment.templates.rendering import Message, encode_text
 from alignment.terminal import one_line, say
+from ppo.batch_plan import NO_GRADIENT
 from ppo.config import ModelsConfig
 from ppo.loading import text_scorer, token_limit, token_scorer
 from ppo.options import combination
 from ppo.reward_model import RewardModel
 from ppo.reward_services import OFFERS, WANTS
-from ppo.roles import NO_GRADIENT, pack_if_possible
-from ppo.sequences import Row
+from ppo.roles import pack_if_possible
+from ppo.rows import Row
 
 MAX_BODY = 2**28
 """Bytes of one request: 65,536 responses of 4 KiB."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignment.distributed import processes
-from alignment.distributed.processes import Accelerator, under_fsdp
+from alignment.distributed.processes import Accelerator, say, under_fsdp
 from alignment.errors import ConfigError, ModelError
 from alignment.generation.engine import TransformersEngine
 from alignment.generation.sampler_check import find_way
@@ -22,7 +22,6 @@ from alignment.models.selfcheck import (
     plain_logits,
     plain_logprobs,
     row_tensor,
-    say,
     undisturbed,
     why_not_split,
     why_wrong,
@@ -32,7 +31,8 @@ from ppo.config import PPOStageConfig
 from ppo.critic import not_on_trunk
 from ppo.models import Models
 from ppo.roles import Role, share_lower_layers
-from ppo.sequences import Microbatch, Row, lay_out
+from ppo.rows import Row
+from ppo.sequences import Microbatch, lay_out
 
 PROMPTS, RESPONSES = (13, 7), (8, 5, 6)
 """Tokens of what is tried: two responses to one prompt, which packing computes once, and one to a shorter prompt."""

@@ -16,20 +16,9 @@ from torch import Tensor
 
 from alignment.models.packing import positions, row_arguments
 from alignment.tensors import pad_rows
+from ppo.rows import Row
 
 T = TypeVar("T")
-
-
-class Row(NamedTuple):
-    """A prompt and a response to it, both not empty. `kept` says which response tokens count; None: all of them."""
-
-    prompt: list[int]
-    response: list[int]
-    kept: list[bool] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.response)
 
 
 class Segment(NamedTuple):

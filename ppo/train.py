@@ -42,7 +42,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     accelerator = processes.make_accelerator(bf16=bool(config.training.bf16))
     processes.on_main_process(lambda: _check_backend(config, accelerator))
     begun = resume.begin(config.run_dir)
-    registry = publishing.open_registry(config, begun.run)
+    registry = opening.open_registry(config, begun.run)
     if published := publishing.published_before(config, "ppo", registry, begun.run):
         return published
     prepared = prepare(config, registry)

@@ -23,7 +23,8 @@ from ppo.models import Models
 from ppo.prompts import prompt_batches
 from ppo.roles import Outputs, Pass
 from ppo.rollout import Rollout
-from ppo.sequences import Microbatch, Row, lay_out, split_by_tokens, split_further
+from ppo.rows import Row
+from ppo.sequences import Microbatch, lay_out, split_by_tokens, split_further
 from ppo.targets import CriticTargets, Targets
 
 ROLES = ("policy", "value")

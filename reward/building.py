@@ -10,10 +10,11 @@ from transformers import TrainerCallback, set_seed
 
 from alignment.config.arguments import PackingArguments
 from alignment.distributed import zero3
+from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
-from alignment.models.selfcheck import say
 from alignment.runs.journal import Recorder
+from alignment.training import methods as training_methods
 from alignment.training.arguments import refused_arguments
 from reward.batches import Layout, QuestionCollator, choose_batch_layout
 from reward.config import RewardStageConfig
@@ -40,7 +41,7 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
             probe=prepared.probe,
             processing_class=tokenizer,
         )
-    trainable.attach(trainer, config.model)
+    training_methods.attach(trainer, config.model)
 
     def check() -> None:
         failure = trainer.verify_layout()

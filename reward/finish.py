@@ -16,18 +16,10 @@ from transformers import PreTrainedModel
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.data.records import CHOICES
 from alignment.errors import UserError
-from alignment.models import adapters
-from alignment.models.ensembles import RewardEnsemble, load_reward_model, member_name, write_ensemble
-from alignment.models.scalar import (
-    Bias,
-    ScalarModel,
-    as_bias,
-    biases,
-    holds_head,
-    load_scalar_model,
-    shift_scores,
-    write_score_bias,
-)
+from alignment.models import adapters, saved_adapters
+from alignment.models.ensembles import RewardEnsemble, load_reward_model, write_ensemble
+from alignment.models.reward_files import Bias, biases, member_name, write_score_bias
+from alignment.models.scalar import ScalarModel, as_bias, holds_head, load_scalar_model, shift_scores
 from alignment.models.sources import ModelSource
 from reward.batches import score_heads, score_questions
 from reward.config import RewardStageConfig
@@ -238,7 +230,7 @@ def _finish_adapters(
     options = ModelConfig(name=config.model.name, trust_remote_code=config.model.trust_remote_code)
     _tidy(folder, folders)
     for member_folder in folders:
-        adapters.name_base(member_folder, prepared.start.source.label)
+        saved_adapters.name_base(member_folder, prepared.start.source.label)
 
     heads = config.reward.score_names
 
@@ -280,7 +272,7 @@ def _tidy(top: Path, folders: Sequence[Path]) -> None:
     """Keep only configs and weights in the members' folders; move the tokenizer to the top and delete PEFT's card."""
     for folder in folders:
         for file in list(folder.iterdir()):
-            is_kept = file.name in ("config.json", adapters.CONFIG) or ".safetensors" in file.name
+            is_kept = file.name in ("config.json", saved_adapters.CONFIG) or ".safetensors" in file.name
             if file.name in ("README.md", "training_args.bin"):
                 file.unlink()
             elif not is_kept:
@@ -290,7 +282,7 @@ def _tidy(top: Path, folders: Sequence[Path]) -> None:
 def _merge_in_place(folder: Path, base: PreTrainedModel, quantized: bool) -> None:
     """Merge a saved adapter on an encoder and its trained head into a full reward model."""
     merged = adapters.merge(adapters.dequantize(base) if quantized else base, str(folder))
-    for name in (adapters.CONFIG, adapters.WEIGHTS, "README.md"):
+    for name in (saved_adapters.CONFIG, saved_adapters.WEIGHTS, "README.md"):
         (folder / name).unlink(missing_ok=True)
     merged.save_pretrained(folder)
 

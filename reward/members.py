@@ -14,7 +14,7 @@ from typing import Any
 from alignment.config.arguments import BestModelArguments, CheckpointArguments
 from alignment.distributed import heartbeat, processes
 from alignment.models import trainable
-from alignment.models.ensembles import member_name
+from alignment.models.reward_files import member_name
 from alignment.runs import resume
 from alignment.runs.journal import Journal, Level, Recorder
 from alignment.runs.signals import Wanted

@@ -27,7 +27,7 @@ from alignment.models.scalar import load_scalar_model
 from alignment.models.tokenizers import fit_embeddings
 from alignment.registry import Registry
 from alignment.runs.run import Run
-from alignment.training import publishing, start_model
+from alignment.training import opening, start_model
 from alignment.training.arguments import make_arguments as make_trl_arguments
 from alignment.training.data_check import check_before_training
 from reward.config import DEFAULTS, EnsembleArguments, RewardStageConfig
@@ -78,7 +78,7 @@ def prepare(config: RewardStageConfig, run: Run | None = None) -> PreparedReward
     seed = training.get("seed", 42)
     config = config.of_member()
     processes.start_processes()
-    registry = publishing.open_registry(config, run)
+    registry = opening.open_registry(config, run)
     train_set, eval_set = read_judgements(config.data, config.reward)
     source = config.data.parts[0].path
     reliability = labeler_weights(train_set.items, source) if config.reward.use_reliability else None

@@ -19,8 +19,7 @@ from alignment.data.check import Finding
 from alignment.data.records import CHOICES, Comparison
 from alignment.distributed import heartbeat, processes, zero3
 from alignment.errors import UserError
-from alignment.models.ensembles import member_name
-from alignment.models.scalar import biases
+from alignment.models.reward_files import biases, member_name
 from alignment.ratings.quality import label_events, label_metrics
 from alignment.reports.verdicts import ENDED, Verdict, verdicts
 from alignment.runs import resume
@@ -48,7 +47,7 @@ LABELS = "labels"
 def train(config: RewardStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the held-out report."""
     start = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, "reward", publishing.open_registry(config), start.run):
+    if published := publishing.published_before(config, "reward", opening.open_registry(config), start.run):
         return published
     heartbeat.enter("reading the data", patient=True)
     prepared = prepare(config, start.run)

@@ -22,9 +22,9 @@ from trl import RewardTrainer
 
 from alignment.distributed.processes import all_reduce_sum
 from alignment.errors import ConfigError
-from alignment.models import trainable
 from alignment.models.forward import switch_off_dropout
 from alignment.models.selfcheck import agreed
+from alignment.training import methods as training_methods
 from alignment.training.finite_steps import with_nan_gradient
 from alignment.training.halving import even_parts
 from alignment.training.resumable import Resumable
@@ -139,7 +139,9 @@ class QuestionTrainer(Resumable, RewardTrainer):
         loss = (
             loss * self.accelerator.num_processes
         )  # the engine averages gradients over ranks; here they must be summed
-        return with_nan_gradient(loss + trainable.regularisation(self.model) / self.current_gradient_accumulation_steps)
+        return with_nan_gradient(
+            loss + training_methods.regularisation(self.model) / self.current_gradient_accumulation_steps
+        )
 
     def rows_of(self, batch: dict[str, Any]) -> list[Any]:
         """The numbers of a batch's questions, from 0 on, and the places of their pairs in the data."""

@@ -11,6 +11,7 @@
     scripts/bench.py load --model PATH/TO/MODEL
     scripts/bench.py scaling
     scripts/bench.py tracking
+    scripts/bench.py tools --rounds 5
 
 Each contestant is a process of its own, the peer's in a virtual environment of its own (`.bench/`, made on first use).
 They stay alive and take turns, A B C A B C, so that whatever else the machine does falls on all; a ratio is taken
@@ -24,7 +25,7 @@ the mean reward over the last fifth of the iterations, from several seeds. `trac
 an offline W&B run and without one, `generate` our sampling with transformers' `generate`; `load` and
 `publish` time a model's way from and to the registry; `scaling` measures by which power our time grows with the size of
 the work. `--model` takes a model of
-yours in place of a small Llama with random weights.
+yours in place of a small Llama with random weights. `tools` measures what commands cost until they answer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from types import TracebackType
 from typing import Any, Self
 
 SCRIPTS = Path(__file__).resolve().parent
-BENCHMARKS = ("sft", "reward", "ppo", "generate", "load", "publish", "scaling", "tracking")
+BENCHMARKS = ("sft", "reward", "ppo", "generate", "load", "publish", "scaling", "tools", "tracking")
 LIBRARIES = ("torch", "transformers", "trl", "accelerate")
 
 
@@ -232,6 +233,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
         found = scaling.measure(options)
         return {"benchmark": name, **found, "notes": list(scaling.lines(found)), "machine": machine(options.threads)}
+    if name == "tools":
+        from benchmarks import tools
+
+        with tempfile.TemporaryDirectory() as folder:
+            return {"benchmark": name, **tools.measure(Path(folder), options), "machine": machine(1)}
     mode = "memory" if options.memory else "learning" if options.learning else "model" if options.model else "speed"
     benchmark = importlib.import_module(f"benchmarks.{name}")
     options.rows = options.rows or benchmark.ROWS
@@ -276,6 +282,11 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """The report as text."""
+    if report["benchmark"] == "tools":
+        from benchmarks.tools import table
+
+        print("\n".join(table(report)))
+        return
     if "peer" in report:
         print(f"{report['benchmark']} against {report['peer']}: {report['work']}")
     for name, mib in report.get("mib", {}).items():
@@ -301,13 +312,15 @@ def why_not(options: argparse.Namespace) -> str | None:
             return f"--{name} {given}: expected 1 or more"
     if options.model is not None and not (options.model / "config.json").is_file():
         return f"--model {options.model}: no folder with a config.json; export one with `alignment models export`"
-    if options.model and (options.learning or options.benchmark in ("scaling", "tracking")):
-        return "--model: not with --learning, scaling or tracking, which have models of their own"
+    if options.model and (options.learning or options.benchmark in ("scaling", "tools", "tracking")):
+        return "--model: not with --learning, scaling, tools or tracking, which have models of their own"
     if options.memory and options.benchmark not in ("sft", "reward", "ppo"):
         return f"--memory: not with {options.benchmark}"
     for name in ("data", "rows", "only", "bf16"):
         if options.benchmark == "scaling" and getattr(options, name):
             return f"--{name}: not with scaling"
+    if options.benchmark == "tools" and (options.model or options.data or options.only):
+        return "tools: takes --rounds, --seed and --json alone"
     if options.data is not None and not options.data.is_file():
         return f"--data {options.data}: no such file"
     return None

@@ -95,7 +95,7 @@ def memory_rows() -> list[str]:
     from alignment.memory.plan import STRATEGIES, estimate
     from alignment.memory.shapes import ShapeFinder
     from alignment.registry import Registry
-    from ppo.plan import find_shapes, workload
+    from ppo.workload import find_shapes, workload
 
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
     head = ["policy", "GPUs", "held", *parts, "update", "sampling", "scoring", "a node"]

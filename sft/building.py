@@ -8,12 +8,13 @@ from trl import SFTConfig
 
 from alignment.config.arguments import PackingArguments
 from alignment.distributed import heartbeat
+from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
 from alignment.models.adapters import without_adapter
 from alignment.models.classifiers import why_no_scores
 from alignment.models.packing import why_not_packed
-from alignment.models.selfcheck import say
+from alignment.training import methods as training_methods
 from alignment.training.arguments import refused_arguments
 from sft.config import SFTStageConfig
 from sft.packing import PackingCollator, pack_attention
@@ -36,9 +37,9 @@ def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
             eval_dataset=prepared.data.eval if len(prepared.data.eval) else None,
             data_collator=collator,
             processing_class=prepared.start.tokenizer,
-            penalty=trainable.regularisation,
+            penalty=training_methods.regularisation,
         )
-    trainable.attach(trainer, config.model)
+    training_methods.attach(trainer, config.model)
     if reason := why_no_scores(without_adapter(policy).config, config.model.trust_remote_code):
         say(f"sft: python -m reward will not start from this model: {reason}")
     SelfCheck(trainer, asked=bool(config.training.get("packing"))).attach()

@@ -7,6 +7,8 @@ from typing import ClassVar
 from alignment.config.arguments import TrainerSection
 from alignment.config.sections import TrainerConfig
 
+LOGITS_AT_ONCE = 2**25
+"""Logits of one block of the loss: 128 MiB of float32."""
 DEFAULTS = {
     # TRL's default recomputes activations to save memory; users who need that can turn it on.
     "gradient_checkpointing": False,

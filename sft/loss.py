@@ -10,9 +10,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from alignment.distributed.engine import run_as_forward
+from sft.config import LOGITS_AT_ONCE
 from sft.data import IGNORED
-
-LOGITS_AT_ONCE = 2**25  # 128 MiB of float32
 
 
 class TokenSums(NamedTuple):

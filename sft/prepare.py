@@ -15,7 +15,7 @@ from alignment.models.lengths import check_length
 from alignment.registry import Registry
 from alignment.runs.journal import NUM_SAMPLES
 from alignment.runs.run import Run
-from alignment.training import publishing, start_model
+from alignment.training import opening, start_model
 from alignment.training.arguments import make_arguments as make_trl_arguments
 from alignment.training.data_check import check_before_training
 from sft.config import DEFAULTS, SFTStageConfig
@@ -42,7 +42,7 @@ def prepare(config: SFTStageConfig, run: Run | None = None) -> PreparedSFT:
     stage, fsdp = processes.launched_zero_stage(), processes.under_fsdp()
     processes.on_main_process(lambda: methods.check(config.model, stage, fsdp=fsdp))
     processes.start_processes()
-    registry = publishing.open_registry(config, run)
+    registry = opening.open_registry(config, run)
     start = start_model.start_model(config, registry, training_texts(config.data))
     check_length(start.source.config_path, config.data.max_length, "data.max_length", config.model.trust_remote_code)
     folder = config.run_dir if config.run_dir.is_dir() else None

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from alignment.distributed import zero3
+from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models.adapters import without_adapter
 from alignment.models.selfcheck import (
@@ -19,7 +20,6 @@ from alignment.models.selfcheck import (
     cut_rows,
     next_logprobs,
     plain_logprobs,
-    say,
     tried,
     undisturbed,
     why_not_split,

@@ -61,7 +61,7 @@ class Halves:
 def train(config: SFTStageConfig) -> dict[str, Any]:
     """Run the stage; returns the published reference and the final metrics."""
     start = resume.begin(config.run_dir)
-    if published := publishing.published_before(config, "sft", publishing.open_registry(config), start.run):
+    if published := publishing.published_before(config, "sft", opening.open_registry(config), start.run):
         return published
     prepared = prepare(config, start.run)
     initial = start_model.publish_base(config, prepared.registry, prepared.start, prepared.seed, start.run)

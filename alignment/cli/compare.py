@@ -20,7 +20,6 @@ from alignment.cli.unread import refuse_unread
 from alignment.distributed.ticker import ticking
 from alignment.errors import UserError
 from alignment.evaluation.judge_names import check_judges
-from alignment.evaluation.sides import SideSpec, parse_side, read_sides
 from alignment.models.names import check_name, split_head
 from alignment.registry import Registry
 from alignment.terminal import clean, one_line, screen
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from alignment.evaluation.drawing import DrawOptions
     from alignment.evaluation.judgments import BoutJudge
     from alignment.evaluation.prompts import PromptSet
+    from alignment.evaluation.sides import SideSpec
 
 ABOUT = """Compare models on the same prompts: who wins, by whom judged, and how sure.
 
@@ -153,6 +153,8 @@ def _check_names(args: argparse.Namespace) -> None:
 
 def _specs(args: argparse.Namespace) -> list[SideSpec]:
     """The sides as they are asked for, with their files read."""
+    from alignment.evaluation.sides import parse_side, read_sides  # imported late: --help does without
+
     return [parse_side(text) for text in args.sides] + (read_sides(args.sides_file) if args.sides_file else [])
 
 

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignment.data.sources import is_hub_name
 from alignment.errors import UserError
 from alignment.models.names import check_name
 from alignment.registry import Registry
@@ -23,7 +22,11 @@ def check_data(given: str, option: str) -> None:
         UserError: it is missing; the message has the nearest file beside it.
     """
     path = Path(given)
-    if path.exists() or is_hub_name(given):
+    if path.exists():
+        return
+    from alignment.data.sources import is_hub_name  # imported late: --help does without
+
+    if is_hub_name(given):
         return
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, beside, 1)

@@ -164,21 +164,21 @@ def _planned(
 
 
 def _stage(name: str) -> tuple[type[Any], ModuleType]:
-    """A stage's config class, and its `plan`."""
+    """A stage's config class, and its `workload`."""
     if name == "sft":
-        import sft.plan
+        import sft.workload
         from sft.config import SFTStageConfig
 
-        return SFTStageConfig, sft.plan
+        return SFTStageConfig, sft.workload
     if name == "reward":
-        import reward.plan
+        import reward.workload
         from reward.config import RewardStageConfig
 
-        return RewardStageConfig, reward.plan
-    import ppo.plan
+        return RewardStageConfig, reward.workload
+    import ppo.workload
     from ppo.config import PPOStageConfig
 
-    return PPOStageConfig, ppo.plan
+    return PPOStageConfig, ppo.workload
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from alignment.cli.common import (
     size_of,
 )
 from alignment.errors import UserError
-from alignment.ratings import RatingsStore
 from alignment.registry import LineageNode, Manifest, Registry, RegistryError, Version, render_lineage
 from alignment.registry.evaluations import evaluations_of, largest_first, newest_evaluations
 from alignment.registry.graph import mermaid
@@ -227,6 +226,8 @@ def _labeler_hash(labeler: str, db: Path | None) -> str:
     if db is not None:
         if not db.is_file():
             raise UserError(f"--db {db}: no such file; name the ratings database")
+        from alignment.ratings import RatingsStore  # imported late: --help does without
+
         with RatingsStore(db) as store:
             return store.people.labeler_hash(labeler)
     if not re.fullmatch(r"[0-9a-f]{16}", labeler):

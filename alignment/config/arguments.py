@@ -142,6 +142,52 @@ class TrainerSection:
         }
 
 
+_SIMPLE: dict[str, Any] = {
+    "bool": bool, "int": int, "float": (int, float), "str": str, "NoneType": types.NoneType, "dict": dict, "list": list,
+}  # fmt: skip
+
+
+class ArgumentType(typing.NamedTuple):
+    """What a value of an argument may be."""
+
+    names: list[str] | None
+    """Of `_SIMPLE`; None: an unusual type, which is left to the class."""
+    text: str
+    """For errors."""
+
+    @classmethod
+    def of(cls, hint: Any) -> ArgumentType:
+        """Of a type hint."""
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        names = [str(getattr(option, "__name__", option)) for option in options]
+        text = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+        plain = all(isinstance(option, type) and name in _SIMPLE for name, option in zip(names, options, strict=True))
+        return cls(names if plain else None, text)
+
+    def fits(self, value: Any) -> bool:
+        """Whether a YAML value can stand where a dataclass field has this type."""
+        if self.names is None:
+            return True
+        if isinstance(value, bool):
+            return "bool" in self.names
+        return any(isinstance(value, _SIMPLE[name]) for name in self.names)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArgumentTypes:
+    """What the arguments of a config class may be, without the class, which may take seconds to import."""
+
+    class_name: str
+    types: dict[str, ArgumentType]
+
+    @classmethod
+    def of(cls, config_class: type) -> Self:
+        """Of a dataclass."""
+        hints = typing.get_type_hints(config_class)
+        fields = dataclasses.fields(config_class)
+        return cls(config_class.__name__, {f.name: ArgumentType.of(hints[f.name]) for f in fields if f.init})
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if callable(field.default_factory) else field.default
 
@@ -163,7 +209,7 @@ LEAST = {
 
 
 def trainer_arguments(
-    cls: type,
+    cls: type | ArgumentTypes,
     defaults: Mapping[str, Any],
     training: Mapping[str, Any],
     owned: Mapping[str, str] = OWNED_ARGUMENTS,
@@ -174,7 +220,7 @@ def trainer_arguments(
     those of a trainer take `SHARED_ARGUMENTS` too.
 
     Args:
-        cls: the dataclass, for example `trl.SFTConfig`.
+        cls: the dataclass, for example `trl.SFTConfig`, or what its arguments may be.
         defaults: the stage's own defaults; each must be a field of `cls`.
         training: the user's values.
         owned: arguments that the suite sets itself, with what to write instead.
@@ -184,20 +230,21 @@ def trainer_arguments(
     Raises:
         ConfigError: an unknown argument (with the nearest one), one that the suite owns, or a value of another type.
     """
-    is_trainers = any(field.name == "load_best_model_at_end" for field in dataclasses.fields(cls))
-    classes = (cls, *SHARED_ARGUMENTS, *beside) if is_trainers else (cls, *beside)
-    fields = {field.name for each in classes for field in dataclasses.fields(each) if field.init}
-    hints = {name: hint for each in classes for name, hint in typing.get_type_hints(each).items()}
-    assert set(defaults) <= fields, sorted(set(defaults) - fields)
+    known = cls if isinstance(cls, ArgumentTypes) else ArgumentTypes.of(cls)
+    more = (*SHARED_ARGUMENTS, *beside) if "load_best_model_at_end" in known.types else beside
+    fields = dict(known.types)
+    for each in more:
+        fields |= ArgumentTypes.of(each).types
+    assert set(defaults) <= set(fields), sorted(set(defaults) - set(fields))
     for key, value in training.items():
         if key in owned:
             raise ConfigError(f"{section}.{key} is set by the suite: {owned[key]}")
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"; did you mean '{section}.{near[0]}'?" if near else ""
-            raise ConfigError(f"unknown key '{section}.{key}': {cls.__name__} has no such argument{hint}")
-        if not _fits(value, hints[key]):
-            raise ConfigError(f"{section}.{key}: expected {_type_name(hints[key])}, found {value!r}")
+            raise ConfigError(f"unknown key '{section}.{key}': {known.class_name} has no such argument{hint}")
+        if not fields[key].fits(value):
+            raise ConfigError(f"{section}.{key}: expected {fields[key].text}, found {value!r}")
         if key in LEAST and value is not None and not value >= LEAST[key]:  # so that NaN fails too
             raise ConfigError(f"{section}.{key}: expected {LEAST[key]} or more, found {value!r}")
         if key.endswith("seed") and value is not None and value >= 2**32:
@@ -205,18 +252,3 @@ def trainer_arguments(
         if (key == "num_train_epochs" and value <= 0) or (key == "max_steps" and value < 1 and value != -1):
             raise ConfigError(f"{section}.{key}: expected more than 0, found {value!r}: nothing would be trained")
     return {**defaults, **training}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can stand where a dataclass field has this type; unusual types are left to the class."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    simple: dict[Any, Any] = {bool: bool, int: int, float: (int, float), str: str, type(None): type(None)}
-    if not all(option in simple or option in (dict, list) for option in options):
-        return True
-    if isinstance(value, bool):
-        return bool in options
-    return any(isinstance(value, simple.get(option, option)) for option in options)
-
-
-def _type_name(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -15,11 +16,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
-from torch.distributed.fsdp import FSDPModule
 
 from alignment.distributed import heartbeat
 from alignment.distributed.launch_files import HIDDEN_SIZE_KEYS
 from alignment.errors import UserError
+from alignment.terminal import one_line
 
 T = TypeVar("T")
 BUCKETS = {
@@ -117,6 +118,12 @@ def start_heartbeat(on_lost: Callable[[str], None], on_exit: Callable[[], None] 
 
 def is_main_process() -> bool:
     return start_processes().is_main_process
+
+
+def say(text: str) -> None:
+    """Print one plain line on the main process."""
+    if is_main_process():
+        print(one_line(text), file=sys.stderr)
 
 
 def all_reduce_max(value: int) -> int:
@@ -257,6 +264,8 @@ def make_accelerator(*, bf16: bool = False) -> Accelerator:
 
 def backend(accelerator: Accelerator, engine: nn.Module) -> dict[str, Any]:
     """The backend in use: world size, the engine's class and the ZeRO stage. It makes a silent fallback visible."""
+    from torch.distributed.fsdp import FSDPModule  # takes half a second, and only a run needs it
+
     return {
         "world_size": accelerator.num_processes,
         "engine": "FSDP2" if isinstance(engine, FSDPModule) else type(engine).__name__,

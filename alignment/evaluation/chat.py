@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from alignment.generation.engine import TransformersEngine
-from alignment.generation.sampling import Sampling, has_ended, response_text, vocabulary_of
+from alignment.generation.sampling import Sampling, has_ended, response_text
 from alignment.models.lengths import LengthError, positions
 from alignment.models.policies import load_policy
 from alignment.models.sources import ModelSource
-from alignment.models.tokenizers import load_tokenizer
+from alignment.models.tokenizers import load_tokenizer, vocabulary_of
 from alignment.ratings import Completion, RatingsStore
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids

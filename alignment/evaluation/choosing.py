@@ -26,7 +26,7 @@ from alignment.intervals import Estimate, bootstrap_sums
 from alignment.memory.plan import SINGLE, estimate
 from alignment.memory.shapes import sized
 from alignment.memory.workload import Pass, Workload
-from alignment.models.forward import LOGITS_AT_ONCE
+from alignment.models.blocks import LOGITS_AT_ONCE
 from alignment.models.importing.model import license_in
 from alignment.models.lengths import positions
 from alignment.models.sources import ModelSource

@@ -18,17 +18,18 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from alignment.config.sections import ModelConfig
 from alignment.data.messages import answer_turns, with_answer
 from alignment.data.trimming import trim_prompt
-from alignment.distributed.processes import start_processes
+from alignment.distributed.processes import say, start_processes
 from alignment.errors import ModelError
 from alignment.evaluation.scored_rows import ScorableAnswers, untrained
-from alignment.models.ensembles import RewardEnsemble, disagreement, is_ensemble, load_reward_model
+from alignment.models.ensembles import RewardEnsemble, disagreement, load_reward_model
 from alignment.models.forward import body_and_head, eval_mode, options_of, token_logprobs
 from alignment.models.lengths import positions
 from alignment.models.names import split_head
 from alignment.models.policies import load_policy
+from alignment.models.reward_files import is_ensemble
 from alignment.models.same_tokenizer import PROBE
 from alignment.models.scalar import ScalarModel
-from alignment.models.selfcheck import CheckError, cut_rows, plain_logprobs, say, undisturbed, why_not_split, why_wrong
+from alignment.models.selfcheck import CheckError, cut_rows, plain_logprobs, undisturbed, why_not_split, why_wrong
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry

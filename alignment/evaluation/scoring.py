@@ -28,7 +28,7 @@ from alignment.evaluation.scored_rows import Found, ScorableAnswers, UnscorableR
 from alignment.evaluation.scorers import Scorer
 from alignment.files import disk_errors, replace_text
 from alignment.intervals import bootstrap_mean, bootstrap_sums, spearman
-from alignment.models.adapters import folder_digest
+from alignment.models.saved_adapters import folder_digest
 from alignment.terminal import one_line, progress
 
 ROWS_AT_ONCE = 64

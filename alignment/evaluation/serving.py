@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from alignment.errors import ModelError, UserError, require_extra
-from alignment.models.ensembles import is_ensemble
 from alignment.models.export import export
+from alignment.models.reward_files import is_ensemble
 from alignment.models.sources import ModelSource, find_model
 from alignment.registry import Registry
 

@@ -32,7 +32,6 @@ from alignment.generation.sampling import (
     has_ended,
     response_text,
     set_way,
-    vocabulary_of,
     way_of,
 )
 from alignment.models.adapters import without_adapter
@@ -40,6 +39,7 @@ from alignment.models.forward import eval_mode, options_of
 from alignment.models.onednn import linear_layers, packed_weights
 from alignment.models.packing import ATTENTION, row_arguments
 from alignment.models.packing import positions as packed_positions
+from alignment.models.tokenizers import vocabulary_of
 from alignment.seeds import stream_seed
 from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message, encode_prompt

@@ -11,10 +11,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from alignment.distributed.processes import say
 from alignment.generation.sampling import WAYS, GenerationError, Sampling, Way
 from alignment.models.adapters import without_adapter
 from alignment.models.packing import ATTENTION
-from alignment.models.selfcheck import max_row_difference, plain_logits, say, tolerance, tried, undisturbed
+from alignment.models.selfcheck import max_row_difference, plain_logits, tolerance, tried, undisturbed
 from alignment.tensors import logprobs_from_logits
 
 Sampler = Callable[[Sequence[Sequence[int]], Sequence[int], Sampling, Way, "list[list[float]]"], "list[list[int]]"]

@@ -109,8 +109,3 @@ def way_of(policy: PreTrainedModel | PeftModel) -> Way | None:
 
 def set_way(policy: PreTrainedModel | PeftModel, way: Way) -> None:
     _WAYS_OF_MODELS[without_adapter(policy)] = way
-
-
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of token ids in use; a model may have more rows than that, for speed."""
-    return int(max(tokenizer.get_vocab().values())) + 1

@@ -1,25 +1,31 @@
-"""Model sizes for `alignment.memory.plan`, from a model's `config.json`; no weights are read."""
+"""Model sizes for `alignment.memory.plan`, from a model's `config.json`; no weights are read.
+
+A size is measured once for each config and method, on a model without weights, and kept (`alignment.memory.kept`).
+Only measuring imports torch and transformers, which takes ten times as long as the rest of a plan.
+"""
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from alignment.config.loading import read_values, validate
 from alignment.config.sections import ADAPTERS, SCRATCH, ModelConfig, ScratchConfig
 from alignment.errors import ConfigError, UserError
+from alignment.memory import kept
 from alignment.memory.workload import Model, Shape
-from alignment.models import trainable
 from alignment.models.importing import foreign
-from alignment.models.policies import scratch_shape
-from alignment.models.sources import ENSEMBLE
+from alignment.models.names import ENSEMBLE
 from alignment.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig
 
 FIELDS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -41,6 +47,24 @@ class UnknownShape(UserError):
     """A model whose `config.json` cannot be read, or that is not a dense transformer."""
 
 
+@dataclass(frozen=True)
+class FoundConfig:
+    """A model's config as it was found, which transformers reads when the model is measured.
+
+    Args:
+        text: the config, as far as it settles a model's size.
+        read: gives transformers' config; it may raise UnknownShape.
+    """
+
+    text: str
+    read: Callable[[], PreTrainedConfig]
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether the size may depend on Python code of the model's own."""
+        return '"auto_map"' in self.text
+
+
 class ShapeFinder:
     """Finds the shapes of models by the names that configs give them.
 
@@ -55,17 +79,14 @@ class ShapeFinder:
         """Notes on shapes that were not read from the model itself."""
         self._fallback_read = False
 
-    def find(
-        self, key: str, name: str, scratch: ScratchConfig | None = None, *, trust: bool = False
-    ) -> PreTrainedConfig:
-        """The shape of the model that a config's `key` names.
+    def find(self, key: str, name: str, scratch: ScratchConfig | None = None, *, trust: bool = False) -> FoundConfig:
+        """The config of the model that a config's `key` names.
 
         Raises:
-            UnknownShape: it cannot be read; the message says what to pass.
+            UnknownShape: there is none; the message says what to pass.
         """
         if name.startswith(SCRATCH):
-            shape = scratch or ScratchConfig()
-            return scratch_shape(shape, shape.vocab_size)
+            return scratch_config(scratch or ScratchConfig())
         config = self._read(name, trust, 0)
         if config is None and self.fallback is not None:
             config = self._given(trust)
@@ -78,28 +99,28 @@ class ShapeFinder:
             )
         return config
 
-    def _read(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
+    def _read(self, name: str, trust: bool, depth: int) -> FoundConfig | None:
         if self.registry.is_reference(name):
             version = self.registry.resolve(name)
             if version.manifest.base is not None:
                 return self._read(version.manifest.base.ref, trust, depth)
             member = version.path / "member-0"
-            return _config_in(member if (version.path / ENSEMBLE).is_file() else version.path, trust)
+            return config_in(member if (version.path / ENSEMBLE).is_file() else version.path, trust)
         if (config := self._named(name, trust)) is not None:
             return config
         return self._from_recipe(name, trust, depth) or _from_hub(name, trust)
 
-    def _named(self, name: str, trust: bool) -> PreTrainedConfig | None:
+    def _named(self, name: str, trust: bool) -> FoundConfig | None:
         path = Path(name).expanduser()
         if foreign.is_gguf(path):
             raise UnknownShape(f"{name}: {foreign.about_file(path)}")
         if path.is_dir() and not any((path / file).is_file() for file in ("config.json", ENSEMBLE)):
             raise UnknownShape(f"{name}: {foreign.about_folder(path)}")
         if path.exists():
-            return _config_in(path, trust)
+            return config_in(path, trust)
         if name in KNOWN:
             kind, values = KNOWN[name]
-            return AutoConfig.for_model(kind, **dict(zip(FIELDS, values, strict=True)))
+            return _config_of(kind, dict(zip(FIELDS, values, strict=True)))
         return None
 
     @cached_property
@@ -111,7 +132,7 @@ class ShapeFinder:
                 found.append((file, read_values(file)))
         return found
 
-    def _from_recipe(self, name: str, trust: bool, depth: int) -> PreTrainedConfig | None:
+    def _from_recipe(self, name: str, trust: bool, depth: int) -> FoundConfig | None:
         """The shape of the initial model of the recipe that publishes this name."""
         bare = name.partition("@")[0]
         for file, values in self._recipe_values if depth < MAX_RECIPES else ():
@@ -121,7 +142,7 @@ class ShapeFinder:
             start = str(model.get("name") or model.get("policy") or "")
             if start.startswith(SCRATCH):
                 shape = validate(ScratchConfig, model.get("scratch") or {}, str(file))
-                config: PreTrainedConfig | None = scratch_shape(shape, shape.vocab_size)
+                config: FoundConfig | None = scratch_config(shape)
             else:
                 config = self._read(start, trust, depth + 1)
             if config is not None:
@@ -129,7 +150,7 @@ class ShapeFinder:
             return config
         return None
 
-    def _given(self, trust: bool = False) -> PreTrainedConfig:
+    def _given(self, trust: bool = False) -> FoundConfig:
         assert self.fallback is not None
         self._fallback_read = True
         config = self._named(self.fallback, trust)
@@ -144,7 +165,7 @@ class ShapeFinder:
             UnknownShape: the fallback was not needed and cannot be read.
         """
         if self.fallback is not None and not self._fallback_read:
-            self._given()
+            self._given().read()
             self._note(f"--model-config {self.fallback}: not needed, every model's own config.json was read")
         return self.notes
 
@@ -153,58 +174,121 @@ class ShapeFinder:
             self.notes.append(text)
 
 
-def _config_in(path: Path, trust: bool) -> PreTrainedConfig | None:
+def config_in(path: Path, trust: bool) -> FoundConfig | None:
+    """The `config.json` of a model's folder, or the file itself."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         return None
+
+    def read() -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        with _unreadable(file):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust)
+        return config
+
+    with _unreadable(file):
+        return FoundConfig(file.read_text(encoding="utf-8"), read)
+
+
+def config_of_source(path: str, trust: bool) -> FoundConfig:
+    """The config at the `config_path` of a model's source, a folder or a hub name.
+
+    Raises:
+        UnknownShape: there is none.
+    """
+    folder = Path(path)
+    if (found := config_in(folder, trust) if folder.is_dir() else _from_hub(path, trust)) is None:
+        raise UnknownShape(f"{path}: its config.json cannot be read")
+    return found
+
+
+@contextmanager
+def _unreadable(file: Path) -> Iterator[None]:
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=trust)
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise UnknownShape(f"{file}: no config.json of a model ({str(error).splitlines()[0]})") from error
-    return config
 
 
-def _from_hub(name: str, trust: bool) -> PreTrainedConfig | None:
+def scratch_config(shape: ScratchConfig, vocab_size: int | None = None) -> FoundConfig:
+    """The config of `scratch:llama`, whose vocabulary may have become smaller than was asked for."""
+    size = vocab_size or shape.vocab_size
+
+    def read() -> PreTrainedConfig:
+        from alignment.models.policies import scratch_shape
+
+        return scratch_shape(shape, size)
+
+    return FoundConfig(f"{SCRATCH} {size} {shape.model_dump_json()}", read)
+
+
+def _config_of(kind: str, values: dict[str, Any]) -> FoundConfig:
+    def read() -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(kind, **values)
+
+    return FoundConfig(json.dumps({"model_type": kind, **values}), read)
+
+
+def _from_hub(name: str, trust: bool) -> FoundConfig | None:
     if name.count("/") != 1:
         return None
+    from transformers import AutoConfig
+
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust)
     except (OSError, ValueError, KeyError):
         return None
-    return config
+    return _found(config)
 
 
-def sized(shape: PreTrainedConfig, options: ModelConfig, kind: type = AutoModelForCausalLM) -> Model:
-    """A model as a stage trains it, or an `AutoModelForSequenceClassification` with one number per token.
+def _found(config: FoundConfig | PreTrainedConfig) -> FoundConfig:
+    return config if isinstance(config, FoundConfig) else FoundConfig(config.to_json_string(), lambda: config)
+
+
+def sized(config: FoundConfig | PreTrainedConfig, options: ModelConfig, *, scalar: bool = False) -> Model:
+    """A model as a stage trains it.
+
+    Args:
+        scalar: whether it gives one number per token (a classifier), and no logits.
 
     Raises:
         ConfigError: the method does not fit this model.
-        UnknownShape: the architecture's activations are not known here.
+        UnknownShape: the config cannot be read, or the architecture's activations are not known here.
     """
-    key = (shape.to_json_string(), options.model_dump_json(exclude={"name"}), kind)
-    if key not in _sizes:  # a plan asks for the same model many times, and an adapter's skeleton takes a second
-        _sizes[key] = _measured(shape, options, kind)
+    found = _found(config)
+    key = (found.text, options.model_dump_json(exclude={"name"}), str(scalar))
+    if key not in _sizes:  # a plan asks for the same model many times
+        model = None if found.brings_code else kept.find(key)
+        if model is None:
+            model = _measured(found.read(), options, scalar)
+            if not found.brings_code:
+                kept.keep(key, model)
+        _sizes[key] = model
     return _sizes[key]
 
 
-_sizes: dict[tuple[str, str, type], Model] = {}
+_sizes: dict[tuple[str, str, str], Model] = {}
 
 
-def _measured(shape: PreTrainedConfig, options: ModelConfig, kind: type) -> Model:
+def _measured(shape: PreTrainedConfig, options: ModelConfig, scalar: bool) -> Model:
     """See `sized`."""
-    skeleton = trainable.skeleton(shape, options, kind)
+    from alignment.models import trainable
+
+    skeleton = trainable.skeleton(shape, options, scalar=scalar)
     counts = trainable.describe(skeleton)
     dimensions, total, trained = read_shape(shape, skeleton), counts["parameters"], counts["trained_parameters"]
     adapter = options.method in ADAPTERS
-    policy = kind is AutoModelForCausalLM
     return Model(
         shape=dimensions,
         parameters=total,
         trained=trained,
-        frozen_bytes=_frozen_bytes(shape, options, total - trained, policy),
+        frozen_bytes=_frozen_bytes(shape, options, total - trained, policy=not scalar),
         layers=options.last_n_layers if options.method == "head" else dimensions.num_layers,
         norms=not adapter,
-        head_trained=policy and not adapter,
+        head_trained=not scalar and not adapter,
         gathered=total,
     )
 

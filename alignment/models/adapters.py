@@ -8,33 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import (
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    get_peft_model,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from alignment.distributed import zero3
 from alignment.errors import UserError
-from alignment.files import replace_text
+from alignment.models.saved_adapters import WEIGHTS
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 class AdapterError(UserError):
@@ -43,13 +31,10 @@ class AdapterError(UserError):
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PeftModel; its layers may still have adapters in them."""
+    from peft import PeftModel  # takes seconds, and a plan does without
+
     base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return base
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no full model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_config(folder: str) -> PeftConfig:
@@ -58,6 +43,8 @@ def read_config(folder: str) -> PeftConfig:
     Raises:
         AdapterError: the config is missing, or PEFT does not know it.
     """
+    from peft import PeftConfig  # as above
+
     with _adapter_errors(folder):
         return PeftConfig.from_pretrained(folder)
 
@@ -80,6 +67,15 @@ def put_on(
     Raises:
         AdapterError: the weights do not fit the base; PEFT would only warn and leave the rest at initialisation.
     """
+    from peft import (  # as above
+        PeftConfig,
+        PeftModel,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
     with _adapter_errors(folder):
         config = PeftConfig.from_pretrained(folder)
         config.inference_mode = not trainable
@@ -133,6 +129,8 @@ def merge(base: PreTrainedModel, folder: str) -> PreTrainedModel:
     Raises:
         AdapterError: they do not fit each other, or the sum is not finite.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # as above
+
     model = put_on(base, folder)
     for layer in model.modules() if zero3.is_partitioned(model) else ():
         if isinstance(layer, BaseTunerLayer):
@@ -152,6 +150,8 @@ def loading_to_merge(folder: str) -> contextlib.AbstractContextManager[None]:
 
     LoRA and its kinds read the shape of a layer; others read that of its weight, which is empty in shards.
     """
+    from peft import PeftType  # as above
+
     in_shards = zero3.loads_in_shards() and read_config(folder).peft_type is PeftType.LORA
     return contextlib.nullcontext() if in_shards else zero3.unpartitioned_loading()
 
@@ -174,23 +174,6 @@ def as_folder(model: PreTrainedModel) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         yield folder
-
-
-def folder_digest(folder: str) -> str:
-    """`sha256:...` over the names and contents of a local model's config and weights."""
-    digest = hashlib.sha256()
-    for file in sorted([Path(folder) / "config.json", *Path(folder).glob("*.safetensors")]):
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def name_base(folder: Path, label: str) -> None:
-    """Set the base's name in a saved adapter to `label`; PEFT writes a path on this machine."""
-    path = folder / CONFIG
-    config = json.loads(path.read_text(encoding="utf-8"))
-    # Replaced, not written over: it may be a hard link to the same file of a checkpoint, whose hash would be wrong.
-    replace_text(path, json.dumps(config | {"base_model_name_or_path": label}, indent=2) + "\n")
 
 
 @contextlib.contextmanager

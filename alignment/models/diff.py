@@ -14,8 +14,9 @@ from pydantic import JsonValue
 from safetensors import safe_open
 from torch import Tensor
 
-from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
+from alignment.models.ensembles import load_member
 from alignment.models.policies import load_policy
+from alignment.models.reward_files import is_ensemble, member_name, num_members
 from alignment.models.sources import ModelSource, find_model
 from alignment.registry import DataFingerprint, Manifest, Registry, Version
 from alignment.registry.lineage import describe_data, flat_metrics

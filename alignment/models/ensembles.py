@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -21,15 +21,8 @@ from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.heads import take_head
 from alignment.models.names import ENSEMBLE
-from alignment.models.scalar import (
-    Bias,
-    ScalarModel,
-    in_dtype,
-    load_body,
-    load_merged,
-    load_scalar_model,
-    read_score_bias,
-)
+from alignment.models.reward_files import Bias, is_ensemble, member_name, read_ensemble, read_score_bias
+from alignment.models.scalar import ScalarModel, in_dtype, load_body, load_merged, load_scalar_model
 from alignment.models.sources import ModelSource
 
 Combine = Literal["mean", "min", "mean_minus_std"]
@@ -93,20 +86,6 @@ def disagreement(scores: Tensor) -> Tensor:
     return scores.std(0, correction=0)
 
 
-def member_name(number: int) -> str:
-    return f"member-{number}"
-
-
-def is_ensemble(source: ModelSource | str) -> bool:
-    """Whether a model's files are those of an ensemble."""
-    return (Path(source if isinstance(source, str) else source.path) / ENSEMBLE).is_file()
-
-
-def num_members(source: ModelSource) -> int:
-    """The number of reward models in an ensemble; 1 for any other model."""
-    return int(_record(source)["members"]) if is_ensemble(source) else 1
-
-
 def write_ensemble(folder: Path, score_bias: Sequence[float] | None, size: int) -> None:
     """Write the description of a folder of `member-N` folders.
 
@@ -149,7 +128,7 @@ def load_reward_model(
         return scalar
     if head is not None:
         raise ModelError(f"{source.label}: several reward models in one, with one score; leave #{head} out")
-    record = _record(source)
+    record = read_ensemble(source)
     size = record["members"]
     if source.base is None:
         folders = [str(Path(source.path) / member_name(number)) for number in range(size)]
@@ -175,7 +154,7 @@ def adapter_files(source: ModelSource, number: int = 0) -> tuple[str, Bias]:
     """
     assert source.base
     if is_ensemble(source):
-        return str(Path(source.path) / member_name(number)), float(_record(source)["score_bias"][number])
+        return str(Path(source.path) / member_name(number)), float(read_ensemble(source)["score_bias"][number])
     return source.path, read_score_bias(source.path)
 
 
@@ -190,14 +169,3 @@ def load_member(source: ModelSource, number: int, config: ModelConfig | None = N
     if source.base is None:
         return load_scalar_model(str(Path(source.path) / member_name(number)), config, trained=True)
     return load_merged(source, *adapter_files(source, number), config)
-
-
-def _record(source: ModelSource) -> dict[str, Any]:
-    path = Path(source.path) / ENSEMBLE
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if int(record["members"]) < 1 or (source.base and len(record["score_bias"]) != record["members"]):
-            raise ValueError("members and score_bias do not fit each other")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not the description of an ensemble ({error}); publish it again") from error
-    return record

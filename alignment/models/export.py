@@ -16,20 +16,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from alignment.errors import ModelError
 from alignment.files import list_files
-from alignment.models import adapters
+from alignment.models import adapters, saved_adapters
 from alignment.models.classifiers import LOADING, AnyClassifier, needs_own
-from alignment.models.ensembles import is_ensemble, load_member, member_name, num_members
+from alignment.models.ensembles import load_member
 from alignment.models.policies import load_base, load_base_as_trained, load_policy
-from alignment.models.scalar import (
+from alignment.models.reward_files import (
     SCORE,
     Bias,
     adapter_heads,
     biases,
     head_names,
-    load_body,
-    load_plain_classifier,
-    load_scalar_model,
+    is_ensemble,
+    member_name,
+    num_members,
 )
+from alignment.models.scalar import load_body, load_plain_classifier, load_scalar_model
 from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import load_tokenizer
 from alignment.registry import Registry
@@ -193,7 +194,7 @@ def _export_adapter(source: ModelSource, staging: Path, is_reward: bool) -> dict
         raise ModelError(f"{source.label}: PEFT cannot load it: it has more tokens than its base; leave --adapter out")
     _copy(source, staging)
     where = source.base.path if source.base.ref is None else str(Path(source.base.path).resolve())
-    adapters.name_base(staging, where)
+    saved_adapters.name_base(staging, where)
     ours = load_scalar_model(source.base, heads=heads).model if is_reward else load_base(source)
     theirs = PeftModel.from_pretrained(base, str(staging))
     difference = logits_difference(theirs, adapters.put_on(ours, source.path), size)

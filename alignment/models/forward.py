@@ -13,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from alignment.distributed.engine import run_as_forward
 from alignment.models.adapters import without_adapter
+from alignment.models.blocks import LOGITS_AT_ONCE
 from alignment.tensors import entropy_from_logits, logprobs_from_logits
-
-LOGITS_AT_ONCE = 2**24  # 64 MiB of float32
 
 
 def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module] | None:

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import peft
-
 from alignment.config.arguments import trainer_arguments
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError
@@ -153,6 +151,8 @@ def adapter_arguments(config: ModelConfig) -> dict[str, Any]:
     """
     method = METHODS[config.method]
     assert method.peft_config
+    import peft  # takes seconds, and only an adapter needs it
+
     cls = getattr(peft, method.peft_config)
     arguments = trainer_arguments(cls, method.defaults, config.adapter, OWNED, "model.adapter")
     if arguments.get("init_lora_weights", True) not in (True, "gaussian", "orthogonal"):

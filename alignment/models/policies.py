@@ -5,7 +5,6 @@ Weights are safetensors only, and `trust_remote_code` is off unless the config s
 
 from __future__ import annotations
 
-import math
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -214,19 +213,6 @@ def response_logprobs(
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
-
-
-def num_parameters(path: str) -> int | None:
-    """The parameter count of a model folder or ensemble, from its safetensors headers; None for a hub name.
-
-    Raises:
-        ModelError: a file is damaged.
-    """
-    total = 0
-    for file in [*Path(path).glob("*.safetensors"), *Path(path).glob("member-*/*.safetensors")]:
-        with load_errors(path), safe_open(file, framework="pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total or None
 
 
 def check_finite(folder: Path) -> None:

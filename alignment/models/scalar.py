@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from alignment.config.sections import ModelConfig
 from alignment.distributed import zero3
@@ -20,18 +19,20 @@ from alignment.models import adapters
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.names import ENSEMBLE
 from alignment.models.policies import load_policy, load_weights
+from alignment.models.reward_files import (
+    Bias,
+    biases,
+    head_names,
+    heads_in_folder,
+    read_score_bias,
+    saved_heads,
+)
 from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.tensors import last_kept, position_ids, shifted_left
 
-SCORE = "score.json"
-"""Beside a reward model that is an adapter: `score_bias`, and the names of several heads."""
 HEAD_WEIGHT = "base_model.model.score.weight"
 """The name of an adapter's score head in its file."""
-
-
-Bias = float | list[float]
-"""A constant that is taken off the scores; one for each head where there are several."""
 
 
 class Float32Linear(nn.Linear):
@@ -117,16 +118,6 @@ class ScalarModel(nn.Module):
 _HEADS = r"score\.weight|((\w+\.)?pooler|pre_classifier|classifier|head)\..*"
 
 
-def head_names(config: PreTrainedConfig) -> tuple[str, ...]:
-    """The heads of a reward model of several attributes, by its config; empty for any other model.
-
-    A list of offsets marks them: the labels of a classifier of other makers (spam or not) are no scores of answers.
-    """
-    if not isinstance(getattr(config, "score_bias", None), list):
-        return ()
-    return tuple(config.id2label[index] for index in range(len(config.score_bias)))
-
-
 def _labels(heads: Sequence[str]) -> dict[str, Any]:
     """Options of `from_pretrained` for a model with these heads."""
     if not heads:
@@ -169,7 +160,7 @@ def load_scalar_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, is_new = load_weights(
-            AnyClassifier, path, config, may_be_new=_HEADS, **_labels(_saved_heads(path) or heads)
+            AnyClassifier, path, config, may_be_new=_HEADS, **_labels(heads_in_folder(path) or heads)
         )
     if is_new and trained:
         raise ModelError(
@@ -191,21 +182,6 @@ def load_scalar_model(
         with zero3.gathered_parameters(old.weight, write_back=False):
             model.score.weight.data.copy_(old.weight.data if saved is None else saved)
     return ScalarModel(model)
-
-
-def saved_heads(source: ModelSource) -> tuple[str, ...]:
-    """The heads of a reward model by its files, as `ScalarModel.heads`."""
-    is_adapter = source.base is not None and (Path(source.path) / SCORE).is_file()
-    return adapter_heads(source.path) if is_adapter else _saved_heads(source.path)
-
-
-def _saved_heads(path: str) -> tuple[str, ...]:
-    """The heads of the reward model of a folder; empty for any other model."""
-    file = Path(path) / "config.json"
-    try:
-        return head_names(PreTrainedConfig(**json.loads(file.read_text(encoding="utf-8"))))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return ()  # loading says what is wrong, and a hub name has no folder
 
 
 def _encoder(model: PreTrainedModel, path: str, heads: Sequence[str]) -> ScalarModel:
@@ -260,11 +236,6 @@ def set_score_bias(model: PreTrainedModel, bias: Bias) -> None:
 def as_bias(numbers: Sequence[float]) -> Bias:
     """One number for each head, as it is kept."""
     return numbers[0] if len(numbers) == 1 else list(numbers)
-
-
-def biases(bias: Bias) -> list[float]:
-    """One number for each head."""
-    return bias if isinstance(bias, list) else [bias]
 
 
 def collapse(scalar: ScalarModel, weights: Sequence[float]) -> ScalarModel:
@@ -349,42 +320,3 @@ def load_head(folder: str, score_bias: Bias) -> ScoreHead:
     head = ScoreHead(weight.shape[1], score_bias, weight.shape[0])
     head.weight.data.copy_(weight)
     return head
-
-
-def read_score_bias(folder: str) -> Bias:
-    """The score bias of an adapter, which has no config of its own for it.
-
-    Raises:
-        ModelError: it is missing or not a finite number.
-    """
-    return _read_score(folder)[0]
-
-
-def adapter_heads(folder: str) -> tuple[str, ...]:
-    """The heads of an adapter, as `ScalarModel.heads`.
-
-    Raises:
-        ModelError: as `read_score_bias`.
-    """
-    return _read_score(folder)[1]
-
-
-def _read_score(folder: str) -> tuple[Bias, tuple[str, ...]]:
-    path = Path(folder) / SCORE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        given, heads = record["score_bias"], tuple(map(str, record.get("attributes", ())))
-        bias: Bias = [float(number) for number in given] if isinstance(given, list) else float(given)
-        if not all(map(math.isfinite, biases(bias))):
-            raise ValueError(f"score_bias is {bias}")
-        if len(heads) != (len(bias) if isinstance(bias, list) else 0):
-            raise ValueError(f"score_bias is {bias}, and attributes are {', '.join(heads) or 'none'}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: not the score offset of a reward adapter ({error}); publish it again") from error
-    return bias, heads
-
-
-def write_score_bias(folder: Path, score_bias: Bias, heads: Sequence[str] = ()) -> None:
-    """Write the file of `read_score_bias` and `adapter_heads`."""
-    record = {"score_bias": score_bias} | ({"attributes": list(heads)} if heads else {})
-    (folder / SCORE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

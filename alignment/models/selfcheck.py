@@ -8,7 +8,6 @@ no error and only gives other numbers, so each one is tried rather than listed b
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,6 @@ from alignment.distributed.engine import run_as_forward
 from alignment.errors import UserError
 from alignment.models.adapters import without_adapter
 from alignment.models.forward import body_and_head, eval_mode, options_of
-from alignment.terminal import one_line
 
 LENGTHS = (32, 13, 21)
 """Tokens of the test rows: few, and of different lengths, so that there is padding."""
@@ -83,12 +81,6 @@ def agreed(reason: str | None) -> str | None:
     """The first reason of any rank, so that all ranks decide alike; every rank must call this."""
     reasons = [reason for [reason] in processes.gather_lists([reason]) if reason is not None]
     return reasons[0] if reasons else None
-
-
-def say(text: str) -> None:
-    """Print one plain line on the main process."""
-    if processes.is_main_process():
-        print(one_line(text), file=sys.stderr)
 
 
 # --- the plain way --------------------------------------------------------------------------------------------------

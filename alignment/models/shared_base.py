@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from alignment.errors import ConfigError
-from alignment.models import adapters
+from alignment.models import adapters, saved_adapters
 from alignment.models.adapters import AdapterError
 from alignment.models.ensembles import adapter_files
 from alignment.models.scalar import HEAD_WEIGHT, ScoreHead, load_head
@@ -104,7 +104,7 @@ def save_adapter(
         weights = weights | {HEAD_WEIGHT: head}
     config.save_pretrained(folder)
     tensors = {key: weight.detach().cpu().contiguous() for key, weight in weights.items()}
-    save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / saved_adapters.WEIGHTS, metadata={"format": "pt"})
 
 
 def adapter_parameters(model: PeftModel, name: str) -> list[nn.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from alignment.config.loading import validate
 from alignment.config.sections import ModelConfig
 from alignment.errors import ModelError, UserError
-from alignment.models import adapters
+from alignment.models import saved_adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.trial import check_stranger
 from alignment.models.names import ENSEMBLE, check_path
@@ -56,7 +57,7 @@ class ModelSource:
     def as_base(self) -> Parent:
         """This model as the base of an adapter: a local folder by its full path and a digest of its weights."""
         if self.ref is None and Path(self.path).is_dir():
-            return Parent("base", str(Path(self.path).resolve()), adapters.folder_digest(self.path))
+            return Parent("base", str(Path(self.path).resolve()), saved_adapters.folder_digest(self.path))
         return self.parent("base")
 
 
@@ -144,3 +145,16 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         logger.set_verbosity(level)
+
+
+def num_parameters(path: str) -> int | None:
+    """The parameter count of a model folder or ensemble, from its safetensors headers; None for a hub name.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    total = 0
+    for file in [*Path(path).glob("*.safetensors"), *Path(path).glob("member-*/*.safetensors")]:
+        with load_errors(path), safe_open(file, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total or None

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from alignment.config.sections import ModelConfig
-from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models.sources import ModelSource, load_errors
 from alignment.templates.ends import end_token_ids, read_generation_config
 from alignment.templates.rendering import set_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PAD = "<|pad|>"
 START = "<|im_start|>"
@@ -104,6 +106,8 @@ def fit_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     New rows are the mean of the old ones, without the noise that transformers adds, so that an adapter's base is
     grown identically each time it is loaded.
     """
+    from alignment.distributed import zero3  # takes half a second, and only a model needs it
+
     known = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -138,3 +142,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, template: str | None)
     )
     set_template(trained, template or "chatml")
     return trained
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of token ids in use; a model may have more rows than that, for speed."""
+    return int(max(tokenizer.get_vocab().values())) + 1

@@ -1,26 +1,18 @@
-"""Making a model trainable by `model.method`, and what the method needs while it trains."""
+"""Making a model trainable by `model.method`."""
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -28,10 +20,14 @@ from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.distributed import zero3
 from alignment.errors import ConfigError
 from alignment.models import adapters
+from alignment.models.classifiers import AnyClassifier
 from alignment.models.methods import METHODS, adapter_arguments
 from alignment.models.policies import load_base, load_policy
 from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import fit_embeddings
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 
 def continues(source: ModelSource, config: ModelConfig) -> bool:
@@ -81,6 +77,8 @@ def apply_method(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel
         return model
     if config.method == "head":
         return _only_head(model, config.last_n_layers)
+    from peft import get_peft_model  # takes seconds, and only an adapter needs it
+
     try:
         return adapters.saved_alone(get_peft_model(model, adapter_config(model, config)))
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -93,6 +91,8 @@ def adapter_config(model: PreTrainedModel, config: ModelConfig) -> PeftConfig:
     Raises:
         ConfigError: PEFT does not have an argument, or cannot use it.
     """
+    import peft  # as above
+
     cls = getattr(peft, METHODS[config.method].peft_config or "")
     arguments = {**_targets(model, config), **adapter_arguments(config)}
     arguments["task_type"] = "SEQ_CLS" if model.get_output_embeddings() is None else "CAUSAL_LM"
@@ -126,6 +126,8 @@ def _targets(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
     IA3 scales keys, values and the inner activations (Liu et al. 2022). If PEFT does not know their names in an
     architecture, all outputs are scaled, except that layers projecting back to the hidden size scale their inputs.
     """
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as IA3_TARGETS  # as above
+
     if "target_modules" in config.adapter:
         return {}
     if config.method == "ia3" and model.config.model_type in IA3_TARGETS:
@@ -145,6 +147,8 @@ def _targets(model: PreTrainedModel, config: ModelConfig) -> dict[str, Any]:
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Each linear layer with its name; for a layer with adapters, the base layer under the wrapper's name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # as above
+
     layers: list[tuple[str, nn.Module]] = []
     adapted = ""
     for name, module in model.named_modules():
@@ -182,77 +186,21 @@ def _only_head(model: PreTrainedModel, last_n_layers: int) -> PreTrainedModel:
     return model
 
 
-def skeleton(shape: PreTrainedConfig, config: ModelConfig, kind: type = AutoModelForCausalLM) -> nn.Module:
-    """A model of that shape and kind on the meta device, with the parameters that `model.method` trains.
+def skeleton(shape: PreTrainedConfig, config: ModelConfig, *, scalar: bool = False) -> nn.Module:
+    """A model of that shape on the meta device, with the parameters that `model.method` trains.
+
+    Args:
+        scalar: whether it is a classifier with one number per token.
 
     Raises:
         ConfigError: the method does not fit this model.
     """
     shape = copy.deepcopy(shape)
     shape.num_labels = 1  # used by scalar models only
+    kind: Any = AnyClassifier if scalar else AutoModelForCausalLM
     with torch.device("meta"):
-        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)  # type: ignore[attr-defined]
+        model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)
         return apply_method(model, config)
-
-
-# --- while it trains -----------------------------------------------------------------------------------------------
-
-
-def attach(trainer: Trainer, config: ModelConfig) -> None:
-    """Set up a trainer for the method of its model."""
-    zero3.cast_to_shard_dtype(trainer.model)
-    if config.method not in ADAPTERS:
-        return
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad and config.quantized:
-            # TRL rounds the adapter on a quantized model to bfloat16, in which small updates are lost.
-            parameter.data = parameter.data.float()
-    if config.method == "adalora":
-        # PEFT takes a layer that keeps no rank for a ZeRO-3 shard, but AdaLoRA never runs under ZeRO-3.
-        warnings.filterwarnings("ignore", message="Adapter 'default': .* invalid shape")
-        trainer.add_callback(AdaLoraCallback(trainer.model, config.adapter))
-
-
-class AdaLoraCallback(TrainerCallback):
-    """Prunes AdaLoRA's ranks, which no trainer does by itself.
-
-    By default no rank is cut in the first tenth of the steps, nor in the last three.
-    """
-
-    def __init__(self, model: PeftModel, chosen: Mapping[str, Any]) -> None:
-        self._tuner, self._chosen = model.base_model, chosen
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        schedule, steps = self._tuner.peft_config["default"], state.max_steps
-        schedule.total_step = steps
-        schedule.tinit = self._chosen.get("tinit", steps // 10)
-        schedule.tfinal = self._chosen.get("tfinal", 3 * steps // 10)
-        if schedule.tinit >= steps - schedule.tfinal:
-            raise ConfigError(
-                f"model.adapter: tinit={schedule.tinit} and tfinal={schedule.tfinal} leave none of the {steps} steps "
-                "to cut ranks in; make them smaller or train longer"
-            )
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # This runs before zero_grad: ranks are chosen by the gradients, which are gone at on_step_end.
-        self._tuner.update_and_allocate(state.global_step + 1)
-
-
-def regularisation(model: nn.Module) -> Tensor | float:
-    """The method's extra loss term: AdaLoRA's orthogonality penalty (Zhang et al. 2023, equation 4), else 0.
-
-    PEFT adds it to the model's own loss, which TRL's trainers do not use.
-    """
-    tuner = getattr(model, "base_model", None)
-    if not isinstance(tuner, peft.AdaLoraModel):
-        return 0.0
-    penalties = []
-    for name, weight in tuner.model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:  # (r, in), (out, r)
-            gram = weight @ weight.T if ".lora_A." in name else weight.T @ weight
-            identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-            penalties.append(torch.linalg.matrix_norm(gram - identity))
-    return tuner.peft_config["default"].orth_reg_weight * torch.stack(penalties).mean()
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -264,7 +212,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
         counts["parameters"] += count
         counts["trained_parameters"] += count if parameter.requires_grad else 0
     tuner = getattr(model, "base_model", None)
-    if isinstance(tuner, peft.AdaLoraModel):
+    if type(tuner).__name__ == "AdaLoraModel":  # PEFT's, which may not have been imported
+        assert tuner is not None
         kept = tuner.peft_config["default"].rank_pattern
         ranks = (
             [sum(rank) for rank in kept.values()]

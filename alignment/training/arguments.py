@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any, TypeVar
-
-from transformers.training_args import TrainingArguments
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignment.config.arguments import SHARED_ARGUMENTS, BestModelArguments, trainer_arguments
 from alignment.config.sections import ADAPTERS, TrainerConfig
@@ -18,12 +16,14 @@ from alignment.errors import ConfigError, UserError
 from alignment.memory.plan import DDP, FSDP2, Buckets, Strategy, estimate, in_gb
 from alignment.memory.shapes import UnknownShape
 from alignment.memory.workload import Workload
-from alignment.models.policies import num_parameters
-from alignment.models.sources import ModelSource
+from alignment.models.sources import ModelSource, num_parameters
+
+if TYPE_CHECKING:
+    from transformers.training_args import TrainingArguments
 
 FSDP_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers whose state is sharded as the weights are, which checkpoints under FSDP2 rely on."""
-ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
+ArgumentsT = TypeVar("ArgumentsT", bound="TrainingArguments")
 
 
 def make_arguments(

@@ -35,7 +35,8 @@ from alignment.runs.journal import Journal
 from alignment.runs.run import Run
 from alignment.templates.rendering import encode_conversation, encode_prompt
 from alignment.terminal import counted, one_line, say
-from alignment.training import callbacks, publishing
+from alignment.training import callbacks, opening, publishing
+from alignment.training import methods as training_methods
 from alignment.training.arguments import make_arguments, refused_arguments
 
 FEATURES = datasets.Features(
@@ -75,7 +76,7 @@ def train_dpo(
     """
     _refuse_unread(config)
     heartbeat.enter("encoding the pairs", patient=True)
-    registry = publishing.open_registry(config)
+    registry = opening.open_registry(config)
     source = find_model(config.model.name, registry, role="policy")
     tokenizer = load_tokenizer(source, config.model)
     left_out: Counter[str] = Counter()
@@ -197,7 +198,7 @@ def _trainer(
             eval_dataset=eval_rows if len(eval_rows) else None,
             processing_class=tokenizer,
         )
-    trainable.attach(trainer, config.model)
+    training_methods.attach(trainer, config.model)
     return trainer
 
 

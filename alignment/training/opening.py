@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
-
-from transformers import Trainer
+from typing import TYPE_CHECKING, Any
 
 from alignment.config.sections import RunConfig
 from alignment.distributed import processes
+from alignment.errors import ConfigError
+from alignment.registry import Registry, RegistryError
+from alignment.registry.references import check_alias
 from alignment.reports.verdicts import summary_of
 from alignment.runs.checkpoint import Checkpoints
 from alignment.runs.journal import Journal, Recorder
@@ -17,6 +18,9 @@ from alignment.runs.resume import Start
 from alignment.runs.run import Run
 from alignment.tracking.wandb_names import WandbNames
 from alignment.tracking.wandb_sink import WandbSink
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 
 def open_journal(config: RunConfig, stage: str, start: Start | None = None) -> Journal:
@@ -74,3 +78,17 @@ def open_checkpoints(
 def backend_event(journal: Recorder, trainer: Trainer) -> None:
     """Recorder the backend in use, so that a silent fallback to one process is visible."""
     journal.event("backend", **processes.backend(trainer.accelerator, trainer.model_wrapped))
+
+
+def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
+    """The config's registry; a bad `registry.alias` is refused here, before the training.
+
+    Args:
+        run: pins references to what they meant when the run began.
+    """
+    if config.registry.alias:
+        try:
+            check_alias(config.registry.alias)
+        except RegistryError as error:
+            raise ConfigError(f"registry.alias: {error}") from None
+    return Registry(config.registry.path, pins=run.models if run else None)

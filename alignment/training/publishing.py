@@ -8,14 +8,12 @@ from typing import Any
 
 from alignment.config.sections import RunConfig
 from alignment.distributed import processes
-from alignment.errors import ConfigError
-from alignment.models import adapters
+from alignment.models import saved_adapters
 from alignment.models.policies import check_finite
 from alignment.models.same_tokenizer import check_folder
 from alignment.models.sources import ModelSource
-from alignment.registry import Parent, Registry, RegistryError, Version
+from alignment.registry import Parent, Registry, Version
 from alignment.registry.manifest import Role, Stage
-from alignment.registry.references import check_alias
 from alignment.runs.journal import Journal
 from alignment.runs.record import read_rows
 from alignment.runs.resume import Start
@@ -23,20 +21,6 @@ from alignment.runs.run import Run
 from alignment.tracking.mirror import mirrored_model
 from alignment.training.opening import open_journal
 from alignment.training.start_model import compared_parts
-
-
-def open_registry(config: RunConfig, run: Run | None = None) -> Registry:
-    """The config's registry; a bad `registry.alias` is refused here, before the training.
-
-    Args:
-        run: pins references to what they meant when the run began.
-    """
-    if config.registry.alias:
-        try:
-            check_alias(config.registry.alias)
-        except RegistryError as error:
-            raise ConfigError(f"registry.alias: {error}") from None
-    return Registry(config.registry.path, pins=run.models if run else None)
 
 
 def pin_models(config: RunConfig, registry: Registry, run: Run) -> None:
@@ -53,7 +37,7 @@ def only_model(folder: Path, base: ModelSource | None) -> Path:
     for name in ("training_args.bin", "README.md"):
         (folder / name).unlink(missing_ok=True)
     if base:
-        adapters.name_base(folder, base.label)
+        saved_adapters.name_base(folder, base.label)
     return folder
 
 

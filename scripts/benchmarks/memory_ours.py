@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import AutoConfig
 
-import ppo.plan
 import ppo.train
-import reward.plan
+import ppo.workload
 import reward.train
-import sft.plan
+import reward.workload
 import sft.train
+import sft.workload
 from alignment.config.loading import validate
 from alignment.memory.plan import DDP, estimate, in_gb
 from alignment.memory.workload import Workload
@@ -46,5 +46,5 @@ class Contestant:
     def _workload(self) -> Workload:
         if self.stage is ppo:
             roles = ("init", "reference", "reward", "value")
-            return ppo.plan.workload(self.config, dict.fromkeys(roles, self.shape), 1)
+            return ppo.workload.workload(self.config, dict.fromkeys(roles, self.shape), 1)
         return self.stage.plan.workload(self.config, self.shape, bf16=False)

@@ -33,10 +33,11 @@ from alignment.runs.journal import Journal
 from alignment.training.stage import exit_process
 from ppo import loop as ppo_loop
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models, load_policy_tokenizer
+from ppo.loading import load_models
 from ppo.loop import Loop
-from ppo.plan import find_shapes, workload
 from ppo.prompts import encode_prompts, prompt_limit
+from ppo.sources import find_models, load_policy_tokenizer
+from ppo.workload import find_shapes, workload
 
 INTERVAL = 0.002
 

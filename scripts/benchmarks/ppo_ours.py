@@ -16,14 +16,16 @@ from alignment.data.reading import read_records
 from alignment.distributed import processes
 from alignment.models.onednn import linear_layers
 from alignment.runs.journal import Journal
-from alignment.training import publishing
+from alignment.training import opening
 from benchmarks.ppo_measures import Stopwatch, matmul_rate, rollout_stats
 from benchmarks.ppo_work import Work, upper_half
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
+from ppo.loading import load_models
 from ppo.loop import Loop
 from ppo.prompts import encode_prompts, prompt_limit
-from ppo.sequences import Row, lay_out, split_by_tokens
+from ppo.rows import Row
+from ppo.sequences import lay_out, split_by_tokens
+from ppo.sources import find_models
 
 
 class Contestant:
@@ -147,7 +149,7 @@ class Contestant:
         config = self.config.model_copy(update={"training": training})
         accelerator = processes.make_accelerator()
         torch.manual_seed(seed)
-        models = load_models(config, find_models(config, publishing.open_registry(config)))
+        models = load_models(config, find_models(config, opening.open_registry(config)))
         limit, too_long = prompt_limit(config), config.data.too_long
         prompts, _ = encode_prompts(self.prompts, models.tokenizer, limit, too_long)
         loop = Loop(config, models, accelerator, Journal(config.run_dir, enabled=True), prompts)

@@ -152,7 +152,8 @@ def save_reward_adapter(folder: Path) -> None:
     import tempfile
 
     from alignment.config.sections import ModelConfig
-    from alignment.models.scalar import SCORE, load_scalar_model
+    from alignment.models.reward_files import SCORE
+    from alignment.models.scalar import load_scalar_model
     from alignment.models.sources import find_model
     from alignment.models.tokenizers import load_tokenizer
     from alignment.models.trainable import apply_method

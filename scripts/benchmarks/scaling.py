@@ -53,7 +53,8 @@ def tasks(work: SampledWork, seed: int) -> dict[str, Callable[[], None]]:
     from alignment.models.packing import attend_by_group
     from benchmarks.ppo_work import SPEED
     from ppo.roles import Role
-    from ppo.sequences import Row, lay_out, split_by_tokens
+    from ppo.rows import Row
+    from ppo.sequences import lay_out, split_by_tokens
 
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=work.vocabulary, **SPEED)).eval()

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-import ppo.plan
 import ppo.train
-import reward.plan
+import ppo.workload
 import reward.train
-import sft.plan
+import reward.workload
 import sft.train
+import sft.workload
 from alignment.config.loading import validate
 from alignment.memory.plan import DDP, Workload, estimate
 from ppo.config import PPOStageConfig
@@ -62,7 +62,7 @@ class Contestant:
 
     def _workload(self, shape: Any, on_gpu: bool) -> Workload:
         if self.stage is ppo:
-            return ppo.plan.workload(self.config, dict.fromkeys(("init", "reference", "reward", "value"), shape), 1)
+            return ppo.workload.workload(self.config, dict.fromkeys(("init", "reference", "reward", "value"), shape), 1)
         return self.stage.plan.workload(self.config, shape, bf16=on_gpu)
 
     def _lines(self, name: str) -> list[dict[str, Any]]:

@@ -152,9 +152,10 @@ def make_loop(config: Any, held_out_prompts: int, change: Callable[[Any], None] 
     from alignment.distributed import processes
     from alignment.registry import Registry
     from alignment.runs.journal import Journal
-    from ppo.loading import find_models, load_models
+    from ppo.loading import load_models
     from ppo.loop import Loop
     from ppo.prompts import encode_prompts, prompt_limit
+    from ppo.sources import find_models
 
     prompts, held_out = train_and_eval(config.data, to_prompts)
     torch.manual_seed(config.training.seed)

@@ -23,7 +23,7 @@ from ppo.config import PPOStageConfig
 from ppo.loading import finalize_models
 from ppo.loop import Loop
 from ppo.prompts import encode_prompts, make_tasks, prompt_limit, share_of_process
-from ppo.sequences import Row
+from ppo.rows import Row
 
 PTX_ROWS = [Row([2, 3], [4] * length + [1]) for length in (1, 3, 12)]
 """Demonstrations of unlike length, so that the processes have unlike numbers of batches of them."""

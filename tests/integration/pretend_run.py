@@ -28,7 +28,7 @@ from ppo.config import PPOStageConfig
 from ppo.loading import finalize_models
 from ppo.loop import Loop
 from ppo.prompts import encode_prompts, prompt_limit
-from ppo.sequences import Row
+from ppo.rows import Row
 from reward.batches import QuestionCollator, score_batch
 from reward.loss import pair_loss
 from reward.questions import JudgedPair, Question

@@ -20,7 +20,8 @@ from alignment.registry import Registry
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
+from ppo.loading import load_models
+from ppo.sources import find_models
 from reward.config import RewardStageConfig
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

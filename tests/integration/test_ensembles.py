@@ -15,8 +15,9 @@ import reward.train
 from alignment.cli.main import app
 from alignment.config.loading import validate
 from alignment.errors import ModelError
-from alignment.models.ensembles import RewardEnsemble, disagreement, is_ensemble, load_member, load_reward_model
+from alignment.models.ensembles import RewardEnsemble, disagreement, load_member, load_reward_model
 from alignment.models.export import export
+from alignment.models.reward_files import is_ensemble
 from alignment.models.scalar import ScalarModel, load_scalar_model
 from alignment.models.sources import find_model
 from alignment.models.tokenizers import load_tokenizer
@@ -24,8 +25,10 @@ from alignment.registry import Registry
 from alignment.templates.rendering import encode_conversation
 from alignment.tensors import pad_rows
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
-from ppo.sequences import Row, lay_out
+from ppo.loading import load_models
+from ppo.rows import Row
+from ppo.sequences import lay_out
+from ppo.sources import find_models
 from reward.config import RewardStageConfig
 
 SIZE = 3

@@ -16,10 +16,12 @@ from alignment.models.sources import find_model
 from alignment.registry import Registry
 from alignment.training.stage import run_stage
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
+from ppo.loading import load_models
 from ppo.plan import plan
 from ppo.prompts import encode_prompts, make_tasks
-from ppo.sequences import Row, lay_out
+from ppo.rows import Row
+from ppo.sequences import lay_out
+from ppo.sources import find_models
 from ppo.train import train
 
 TURNS = [("cats", "They sleep."), ("books", "On floor two."), ("hours", "From nine."), ("maps", "On the wall.")]

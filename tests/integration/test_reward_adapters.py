@@ -19,9 +19,10 @@ from alignment.config.loading import validate
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
 from alignment.models.adapters import dequantize
-from alignment.models.ensembles import is_ensemble, load_member, load_reward_model, num_members
+from alignment.models.ensembles import load_member, load_reward_model
 from alignment.models.export import export
 from alignment.models.policies import load_policy
+from alignment.models.reward_files import is_ensemble, num_members
 from alignment.models.scalar import load_scalar_model
 from alignment.models.shared_base import add_reward_adapter, using
 from alignment.models.sources import find_model

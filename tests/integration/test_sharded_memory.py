@@ -10,7 +10,7 @@ from alignment.memory.plan import STRATEGIES, estimate
 from alignment.memory.shapes import ShapeFinder
 from alignment.registry import Registry
 from ppo.config import PPOStageConfig
-from ppo.plan import find_shapes, workload
+from ppo.workload import find_shapes, workload
 
 SIZE = memory_sharded.SIZES["small"]
 BUCKETS = 2 * 4 * SIZE.reduce

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from alignment.data.trimming import fit
 from alignment.errors import UserError
 from alignment.files import disk_errors
-from alignment.models.adapters import folder_digest
 from alignment.models.lengths import positions
+from alignment.models.saved_adapters import folder_digest
 from alignment.models.scalar import Float32Linear, ScalarModel, load_scalar_model
 from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import load_tokenizer

@@ -11,7 +11,7 @@ import peft
 from transformers import AutoConfig, AutoTokenizer
 
 from alignment.errors import ModelError, UserError
-from alignment.models import adapters
+from alignment.models import adapters, saved_adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import import_errors, run_convert
 from alignment.models.methods import METHODS, OWNED
@@ -39,15 +39,15 @@ def take_adapter(
     Raises:
         ModelError: no stage makes this kind of adapter, or its base is missing or does not fit.
     """
-    config = foreign.read_json(folder / adapters.CONFIG)
+    config = foreign.read_json(folder / saved_adapters.CONFIG)
     if not isinstance(config, dict):
-        raise ModelError(f"{source}: {adapters.CONFIG} is not JSON; download it again")
+        raise ModelError(f"{source}: {saved_adapters.CONFIG} is not JSON; download it again")
     method = _method(config, source)
     base_source = _find_base(base, config.get("base_model_name_or_path"), registry, source)
     for file in kept:
         shutil.copyfile(folder / file, staging / file)
     _write_weights(folder, staging, source)
-    adapters.name_base(staging, base_source.label)
+    saved_adapters.name_base(staging, base_source.label)
     has_tokenizer = foreign.has_tokenizer(set(kept))
     owner = source if has_tokenizer else base_source.label
     with import_errors(f"{source}: the tokenizer of {owner} cannot be loaded"):
@@ -88,7 +88,7 @@ def _method(config: dict[str, Any], source: str) -> str:
 def _find_base(given: str | None, named: Any, registry: Registry, source: str) -> ModelSource:
     name = given or named
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{source}: {adapters.CONFIG} names no base; add --base REF")
+        raise ModelError(f"{source}: {saved_adapters.CONFIG} names no base; add --base REF")
     if given is None and not registry.is_reference(name) and not Path(name).is_dir():
         name = _imported(name, registry) or name
     try:
@@ -112,13 +112,13 @@ def _imported(hub_name: str, registry: Registry) -> str | None:
 
 
 def _write_weights(folder: Path, staging: Path, source: str) -> None:
-    if (folder / adapters.WEIGHTS).is_file():
-        shutil.copyfile(folder / adapters.WEIGHTS, staging / adapters.WEIGHTS)
+    if (folder / saved_adapters.WEIGHTS).is_file():
+        shutil.copyfile(folder / saved_adapters.WEIGHTS, staging / saved_adapters.WEIGHTS)
     elif (folder / _PICKLED).is_file():
         with import_errors(f"{source}: {_PICKLED} cannot be converted"):
-            run_convert(folder / _PICKLED, staging / adapters.WEIGHTS)
+            run_convert(folder / _PICKLED, staging / saved_adapters.WEIGHTS)
     else:
-        raise ModelError(f"{source}: no {adapters.WEIGHTS}; copy it into the folder")
+        raise ModelError(f"{source}: no {saved_adapters.WEIGHTS}; copy it into the folder")
 
 
 def _arguments(config: dict[str, Any], method: str) -> dict[str, Any]:

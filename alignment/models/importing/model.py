@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from alignment.config.loading import front_matter
 from alignment.errors import ModelError
-from alignment.models import adapters
+from alignment.models import saved_adapters
 from alignment.models.importing import foreign
 from alignment.models.importing.foreign import import_errors, run_convert
 from alignment.models.importing.trial import check_stranger
@@ -138,15 +138,15 @@ def _take(
     files = _files(folder, source)
     kept = [file for file in files if _is_kept(file)]
     everything = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    if adapters.is_adapter(folder):
+    if saved_adapters.is_adapter(folder):
         _check_code(source, folder, files, trusted)
         check_stranger(folder, source)
         from alignment.models.importing.adapter import take_adapter  # imported late: it loads transformers and PEFT
 
         kept = [file for file in kept if not file.endswith(".py") and file != "README.md"]
         adapter_base, config = take_adapter(folder, kept, base, registry, staging, source)
-        converted = not (folder / adapters.WEIGHTS).is_file()
-        left_out = sorted(everything - {*kept, "adapter_model.bin" if converted else adapters.WEIGHTS})
+        converted = not (folder / saved_adapters.WEIGHTS).is_file()
+        left_out = sorted(everything - {*kept, "adapter_model.bin" if converted else saved_adapters.WEIGHTS})
         return _Taken(commit, None, converted, left_out=left_out, base=adapter_base, config=config)
     _check_kind(folder, set(files), source)
     weights = _weights(files, source)
@@ -206,7 +206,7 @@ def _files(folder: Path, source: str) -> list[str]:
         if not target.is_file():
             raise ModelError(f"{source}: {path.name} is not a regular file; take it out of the folder")
         names.append(path.name)
-    if "config.json" not in names and adapters.CONFIG not in names:
+    if "config.json" not in names and saved_adapters.CONFIG not in names:
         raise ModelError(f"{source}: {foreign.about_folder(folder)}")
     return names
 

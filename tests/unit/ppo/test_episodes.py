@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo.episodes import shares_by_tokens
-from ppo.sequences import Row, split_by_tokens, split_further
+from ppo.rows import Row
+from ppo.sequences import split_by_tokens, split_further
 
 
 def tokens(rows, part):

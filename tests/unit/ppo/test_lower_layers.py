@@ -13,7 +13,8 @@ from alignment.models.shared_base import add_adapter
 from alignment.models.trainable import blocks
 from ppo.lower_layers import first_changed, frozen_depth
 from ppo.roles import Role, share_lower_layers
-from ppo.sequences import Row, lay_out
+from ppo.rows import Row
+from ppo.sequences import lay_out
 
 ROWS = [
     Row([5, 6, 7], [8, 9, 10, 2]),

@@ -15,9 +15,11 @@ from alignment.models.scalar import load_scalar_model
 from alignment.models.selfcheck import why_not_split
 from alignment.registry import Registry
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
+from ppo.loading import load_models
 from ppo.roles import Role, pack_if_possible
-from ppo.sequences import Row, lay_out
+from ppo.rows import Row
+from ppo.sequences import lay_out
+from ppo.sources import find_models
 
 ROW = Row([5, 6, 7], [8, 9, 10, 11, 2])
 

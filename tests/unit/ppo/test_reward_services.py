@@ -17,7 +17,7 @@ from alignment.evaluation.reward_values import RewardError
 from ppo import reward_services
 from ppo.config import RewardSource
 from ppo.reward_services import HTTPReward
-from ppo.sequences import Row
+from ppo.rows import Row
 from tests.unit.ppo.test_reward_sources import PROMPTS, RESPONSES, service
 
 OK = b"HTTP/1.1 200 OK\r\n"

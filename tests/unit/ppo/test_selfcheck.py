@@ -16,11 +16,13 @@ from alignment.generation.engine import TransformersEngine
 from alignment.registry import Registry
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
-from ppo.loading import find_models, load_models
+from ppo.loading import load_models
 from ppo.lower_layers import LowerLayers
 from ppo.rollout import how_to_sample
+from ppo.rows import Row
 from ppo.selfcheck import check_models
-from ppo.sequences import Row, lay_out
+from ppo.sequences import lay_out
+from ppo.sources import find_models
 
 PROMPTS = [list(range(5, 5 + length)) for length in (25, 11, 16)]
 ROWS = [Row(PROMPTS[1], [8, 9, 10]), Row(PROMPTS[1], [30, 12, 2]), Row(PROMPTS[2], [7, 33])]

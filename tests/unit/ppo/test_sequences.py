@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from ppo.roles import Role, pack_if_possible
-from ppo.sequences import Row, lay_out, split_by_tokens
+from ppo.rows import Row
+from ppo.sequences import lay_out, split_by_tokens
 
 CPU = torch.device("cpu")
 TOKENS = st.lists(st.integers(2, 11), min_size=1, max_size=6)

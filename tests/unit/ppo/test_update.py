@@ -18,7 +18,7 @@ from alignment.models.shared_base import add_adapter
 from ppo import update
 from ppo.episodes import Episodes
 from ppo.roles import PolicyAndValue, Role
-from ppo.sequences import Row
+from ppo.rows import Row
 from ppo.update import minibatches
 
 SGD = {"max_grad_norm": 1e9}

@@ -1,64 +1,45 @@
-"""The benchmarks without a peer's trainer: sampling, loading, publishing, and how time grows."""
-
-from __future__ import annotations
-
-import json
-from argparse import Namespace
+"""What `scripts/bench.py tools` measures of a command, and that it refuses one that fails."""
 
 import bench
 import pytest
-from benchmarks import generate_ours, load, load_weights, publish_weights, scaling
-from benchmarks.ppo_work import SPEED
+from benchmarks import tools
 
-from alignment.generation.sampling import way_of
+from alignment.errors import UserError
 
-
-@pytest.fixture(scope="module")
-def stored(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stored")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "MEMORY", SPEED)
-        return folder, load.prepare(folder, Namespace(model=None, seed=0, memory=False))
+BUSY = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n"
 
 
-@pytest.mark.parametrize("module", [load_weights, publish_weights])
-def test_ours_and_transformers_move_the_same_weights(stored, module):
-    folder, about = stored
-    contestants = {"ours": {}, "transformers": {"how": "transformers"}}
-    checks = {name: module.Contestant(folder, settings).check() for name, settings in contestants.items()}
-    bench.same_work(checks)
-    assert checks["ours"]["parameters"] == about["parameters"]
-    assert all(module.Contestant(folder, settings).run()["seconds"] > 0 for settings in contestants.values())
+def test_processor_time_is_that_of_the_whole_command_and_of_no_other():
+    busy, waiting = tools.whole(["-c", BUSY.format(2.0)]), tools.whole(["-c", "import time; time.sleep(2)"])
+    assert 0 < waiting < 2.0 <= busy
 
 
-def test_our_sampler_reads_packed_prompts_as_in_ppo(stored):
-    folder, _ = stored
-    (folder / "prompts.json").write_text(json.dumps([[5, 6, 7], [8, 9]]), encoding="utf-8")
-    contestant = generate_ours.Contestant(folder, {})
-    assert contestant.run()["product_seconds"] > 0
-    assert way_of(contestant.policy) == "packed"
+def test_a_command_that_fails_is_told_by_its_last_line():
+    with pytest.raises(UserError, match="error: not so"):
+        tools.whole(["-c", "import sys; sys.exit('one\\nerror: not so')"])
 
 
-def test_an_exponent_is_the_slope_in_logarithms():
-    assert scaling.exponent((1, 2, 4), [3.0, 12.0, 48.0]) == pytest.approx(2.0)
-    assert scaling.exponent((10, 20, 40), [5.0, 5.0, 5.0]) == pytest.approx(0.0)
+def test_a_screen_is_measured_until_it_shows_the_text_and_ended_then():
+    program = BUSY.format(0.3) + "print('the', 'item', flush=True)\ntime.sleep(600)"
+    assert tools.to_text(["-c", program], "the item") >= 0.3
+    with pytest.raises(UserError, match="never drew 'the item'"):
+        tools.to_text(["-c", "print('another')"], "the item")
 
 
-def test_each_size_is_measured_in_every_task(monkeypatch):
-    monkeypatch.setattr(scaling, "SIZES", {"response tokens": (2, 4), "vocabulary": (4096, 8192)})
-    monkeypatch.setattr(scaling, "ROWS", 2)
-    seconds = iter(range(1, 1000))
-    monkeypatch.setattr(scaling, "_cpu_seconds", lambda run: float(next(seconds)))
-    found = scaling.measure(Namespace(rounds=2, threads=1, seed=0))
-    assert list(found["exponents"]) == [
-        f"{task} by {size}" for size in ("response tokens", "vocabulary") for task in ("sampling", "update")
-    ]
-    assert found["seconds"]["sampling by response tokens"] == {2: 2.0, 4: 3.0}  # medians of 1 and 3, of 2 and 4
-    assert len(list(scaling.lines(found))) == 4
+def test_a_first_run_has_a_cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "import os, pathlib; (pathlib.Path(os.environ['XDG_CACHE_HOME']) / 'x').touch(exist_ok=False)"
+    tools.first(["-c", program])
+    tools.first(["-c", program])
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--data", __file__], ["--rows", "8"], ["--memory"], ["--bf16"]])
-def test_options_that_nothing_would_read_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit):
-        bench.main(["scaling", *arguments])
-    assert "not with scaling" in capsys.readouterr().err
+def test_ratios_are_taken_within_a_round(tmp_path, monkeypatch):
+    times = {tools.EMPTY: [9.0, 1.0, 2.0, 4.0], "slow": [9.0, 10.0, 10.0, 10.0]}
+    monkeypatch.setattr(tools, "_world", lambda folder, options: {})
+    runs = {name: iter(each).__next__ for name, each in times.items()}
+    monkeypatch.setattr(tools, "_commands", lambda folder, world: runs)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = tools.measure(tmp_path, bench.argparse.Namespace(rounds=3))
+    assert report["ratios"]["slow"] == {"median": 5.0, "min": 2.5, "max": 10.0}
+    assert "| `slow` | 10 (10 to 10) | 5 (2.5 to 10) |" in tools.table(report)

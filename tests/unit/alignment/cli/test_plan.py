@@ -31,6 +31,7 @@ PUBLISHED = {  # parameters, by the models' cards
 @pytest.fixture(autouse=True)
 def away(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNMENT_REGISTRY", str(tmp_path / "registry"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

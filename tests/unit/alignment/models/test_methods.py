@@ -13,7 +13,7 @@ from torch import nn
 from alignment.config.loading import validate
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.errors import ConfigError, ModelError
-from alignment.models import adapters, methods, trainable
+from alignment.models import adapters, methods, saved_adapters, trainable
 from alignment.models.export import export, logits_difference
 from alignment.models.methods import METHODS, check
 from alignment.models.policies import load_policy
@@ -22,6 +22,7 @@ from alignment.models.sources import ModelSource, find_model
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
 from alignment.models.trainable import apply_method
 from alignment.registry import Registry
+from alignment.training import methods as training_methods
 
 IDS = torch.tensor([[5, 9, 30, 7, 2], [40, 41, 3, 6, 8]])
 
@@ -225,18 +226,18 @@ def test_adaloras_penalty_is_what_peft_adds_to_a_loss_that_trl_does_not_use(toke
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     config = adapted.peft_config["default"]
     with_penalty = adapted(IDS, labels=IDS).loss
-    ours = trainable.regularisation(adapted)
+    ours = training_methods.regularisation(adapted)
     config.orth_reg_weight = 0.0
     torch.testing.assert_close(ours, with_penalty - adapted(IDS, labels=IDS).loss)
     assert ours > 1
-    assert trainable.regularisation(tiny.make_policy(tokenizer)) == 0.0
-    assert trainable.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
+    assert training_methods.regularisation(tiny.make_policy(tokenizer)) == 0.0
+    assert training_methods.regularisation(apply_method(tiny.make_policy(tokenizer), settings("lora"))) == 0.0
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(20, (2, 6)), (3, (0, 0)), (1, (0, 0))])
 def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenizer, steps, expected):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
-    trainable.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
+    training_methods.AdaLoraCallback(adapted, {}).on_train_begin(None, SimpleNamespace(max_steps=steps), None)
     schedule = adapted.peft_config["default"]
     assert (schedule.total_step, schedule.tinit, schedule.tfinal) == (steps, *expected)
 
@@ -244,7 +245,7 @@ def test_adaloras_schedule_is_made_of_the_steps_that_the_trainer_counts(tokenize
 def test_an_adalora_schedule_without_a_step_to_cut_in_is_refused(tokenizer):
     adapted = apply_method(tiny.make_policy(tokenizer), settings("adalora"))
     with pytest.raises(ConfigError, match="tinit=5 and tfinal=5 leave none of the 10 steps"):
-        trainable.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
+        training_methods.AdaLoraCallback(adapted, {"tinit": 5, "tfinal": 5}).on_train_begin(
             None, SimpleNamespace(max_steps=10), None
         )
 
@@ -263,7 +264,7 @@ def trained_folder(folder, base, tokenizer, config, seed=1):
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink()
-    adapters.name_base(folder, "whatever")
+    saved_adapters.name_base(folder, "whatever")
     return adapted.eval()
 
 
@@ -354,7 +355,7 @@ def test_a_base_that_is_gone_or_changed_is_refused(house, tokenizer):
     version = publish(house.registry, "tuned", house.tmp / "run", local, settings("lora"))
     assert (version.manifest.base.ref, version.manifest.base.digest) == (
         str(folder),
-        adapters.folder_digest(str(folder)),
+        saved_adapters.folder_digest(str(folder)),
     )
     find_model("tuned", house.registry, "policy")
     tiny.make_policy(tokenizer, seed=6).save_pretrained(folder)
@@ -374,16 +375,16 @@ def test_an_adapter_that_lacks_a_weight_or_is_of_another_model_is_refused(house,
 
     run = house.tmp / "run"
     trained_folder(run, load_policy(house.base), tokenizer, settings("lora"))
-    weights = load_file(run / adapters.WEIGHTS)
+    weights = load_file(run / saved_adapters.WEIGHTS)
     lost = weights.pop(sorted(weights)[0])
-    save_file(weights, run / adapters.WEIGHTS)
+    save_file(weights, run / saved_adapters.WEIGHTS)
     with pytest.raises(adapters.AdapterError, match=r"cannot be put on its base .*is not in both") as caught:
         adapters.put_on(load_policy(house.base), str(run))
     assert "\n" not in str(caught.value)
     assert lost.numel()
     with pytest.raises(adapters.AdapterError, match="cannot be put on its base"):
         adapters.put_on(tiny.make_gpt2(tokenizer), str(run))
-    (run / adapters.WEIGHTS).rename(run / "adapter_model.bin")
+    (run / saved_adapters.WEIGHTS).rename(run / "adapter_model.bin")
     with pytest.raises(adapters.AdapterError, match=r"no adapter_model\.safetensors"):
         adapters.put_on(load_policy(house.base), str(run))
 
@@ -398,7 +399,7 @@ def test_a_base_that_was_grown_for_the_adapter_is_grown_alike_when_it_is_loaded(
     adapted = trained_folder(house.tmp / "run", base, bigger, settings("lora"))
     from safetensors.torch import load_file
 
-    stored = load_file(house.tmp / "run" / adapters.WEIGHTS)
+    stored = load_file(house.tmp / "run" / saved_adapters.WEIGHTS)
     assert not any("embed" in key or "lm_head" in key for key in stored)  # which nobody trained
     publish(house.registry, "tuned", house.tmp / "run", house.base, settings("lora"))
     merged = load_policy(find_model("tuned", house.registry, "policy"))

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from alignment.config.sections import ModelConfig, ScratchConfig
 from alignment.errors import ModelError, UserError
-from alignment.models.policies import build_scratch_model, load_policy, num_parameters, response_logprobs
+from alignment.models.policies import build_scratch_model, load_policy, response_logprobs
 from alignment.models.scalar import ScoreHead, load_scalar_model, set_score_bias
-from alignment.models.sources import find_model
+from alignment.models.sources import find_model, num_parameters
 from alignment.models.tokenizers import END, PAD, START, fit_embeddings, load_tokenizer, train_tokenizer
 from alignment.registry import Registry
 from alignment.tensors import pad_rows

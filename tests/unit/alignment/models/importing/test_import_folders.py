@@ -181,7 +181,7 @@ def test_home_is_found_wherever_a_model_is_named(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_model("~/theirs", registry, "policy").path == str(folder)
-    assert ShapeFinder(registry).find("model.name", "~/theirs").model_type == "llama"
+    assert ShapeFinder(registry).find("model.name", "~/theirs").read().model_type == "llama"
     assert import_model("~/theirs", "theirs", registry)[0].number == 1
     done = CliRunner().invoke(alignment.cli.main.app, ["models", "list", "--json", "--registry=~/registry"])
     assert json.loads(done.stdout)["registry"] == str(tmp_path / "registry")
