@@ -35,7 +35,7 @@ from ppo.critic import (
     reward_adapter_critic,
     weights_of_heads,
 )
-from ppo.models import Models
+from ppo.models import Models, settle
 from ppo.options import (
     POLICY,
     REFERENCE,
@@ -202,6 +202,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
     model, options = config.model, policy_options(config.model)
     init = sources["init"]
     trained = trainable.load_trainable(init, tokenizer, options)
+    settle(trained, config, frozen=False)
     base = trainable.base_of(init, options)
     if isinstance(trained, PeftModel):
         policy = Role(trained, POLICY)
@@ -215,6 +216,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         reference = Role(load_policy(sources["reference"], how_to_load(model)))
         fit_embeddings(reference.base, tokenizer)
         reference.model.requires_grad_(False)
+        settle(reference.model, config, frozen=critic_kind(model) != "adapter")
     critic = None
     if config.ppo.has_critic:
         kind = critic_kind(model)
@@ -222,11 +224,14 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
             critic = Role(policy.model, policy.adapter, new_head(policy))
         elif kind == "separate":
             critic = load_separate_critic(sources["value"], model)
+            settle(critic.model, config, frozen=False)
         else:
             reference, critic = add_critic_adapter(reference, model, sources)
     reward = None
     if "reward" in sources:
         reward = load_scorer(sources["reward"], tokenizer, scorer_options(config), **combination(model))
+        for body in reward.bodies():
+            settle(body, config, frozen=True)
     return Assembly(policy, reference, critic, reward, base)
 
 
