@@ -26,15 +26,14 @@ from ppo.roles import PolicyAndValue, Role
 T = TypeVar("T")
 
 
-def settle(module: nn.Module, config: PPOStageConfig, *, frozen: bool) -> None:
-    """Bring a model that was read straight onto its device to the size that it will have there, before the next is
-    read: in bfloat16 where DeepSpeed's engine casts it, and in the host's memory where it waits there (`place`)."""
-    if not one_reader.is_active():
-        return
-    if config.training.bf16 and processes.under_deepspeed() and not isinstance(module, PeftModel):
-        zero3.cast(module, torch.bfloat16)
-    if frozen and config.model.offload:
-        module.to("cpu")
+def settle(modules: Sequence[nn.Module], config: PPOStageConfig, *, frozen: bool) -> None:
+    """Bring models that were read straight onto their device to the size that they will have there, before the next is
+    read: in bfloat16 where DeepSpeed's engine casts them, and in the host's memory where they wait there (`place`)."""
+    for module in modules if one_reader.is_active() else ():
+        if config.training.bf16 and processes.under_deepspeed() and not isinstance(module, PeftModel):
+            zero3.cast(module, torch.bfloat16)
+        if frozen and config.model.offload:
+            module.to("cpu")
 
 
 @dataclass

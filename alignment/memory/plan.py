@@ -174,7 +174,7 @@ class _Ledger:
         there = more = 0.0
         for model in self.work.models:
             waits = self.work.offload and not model.in_engine
-            has_adapter = 0 < model.trained < model.parameters
+            has_adapter = model.in_engine and model.trained < model.parameters
             kept = 0.0 if waits else model.as_read if has_adapter else self._model_bytes(model)
             there, more = there + kept, max(more, model.as_read - kept)
         return there + more
