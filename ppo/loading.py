@@ -25,8 +25,14 @@ from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer, vocabulary_of
 from ppo.batch_plan import NO_GRADIENT
 from ppo.config import PPOStageConfig
-from ppo.critic import add_critic_adapter, load_separate_critic, new_head, not_on_trunk, reward_adapter_critic
-from ppo.models import Models
+from ppo.critic import (
+    add_critic_adapter,
+    load_separate_critic,
+    new_head,
+    not_on_trunk,
+    reward_adapter_critic,
+)
+from ppo.models import Models, settle
 from ppo.options import (
     POLICY,
     REFERENCE,
@@ -70,6 +76,7 @@ def load_models(
     if "held_out_reward" in sources:
         weights = weights_of_heads(config.model, sources["held_out_reward"], "held_out_reward")
         held_out = load_scorer(sources["held_out_reward"], tokenizer, scorer_options(config), weights)
+        settle(held_out.bodies(), config, frozen=True)
     trained = PolicyAndValue(policy, critic)
     if trained.on_trunk and policy.layers is None:
         raise ModelError(not_on_trunk(policy))
@@ -111,6 +118,7 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
     model, options = config.model, policy_options(config.model)
     init = sources["init"]
     trained = trainable.load_trainable(init, tokenizer, options)
+    settle([trained], config, frozen=False)
     base = trainable.base_of(init, options)
     if isinstance(trained, PeftModel):
         policy = Role(trained, POLICY)
@@ -124,6 +132,8 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
         reference = Role(load_policy(sources["reference"], how_to_load(model)))
         fit_embeddings(reference.base, tokenizer)
         reference.model.requires_grad_(False)
+        if critic_kind(model) != "adapter":  # a new adapter may be made from the weights as they were read
+            settle([reference.model], config, frozen=True)
     critic = None
     if config.ppo.has_critic:
         kind = critic_kind(model)
@@ -131,11 +141,13 @@ def _separate(config: PPOStageConfig, sources: dict[str, ModelSource], tokenizer
             critic = Role(policy.model, policy.adapter, new_head(policy))
         elif kind == "separate":
             critic = load_separate_critic(sources["value"], model)
+            settle([critic.model], config, frozen=False)
         else:
             reference, critic = add_critic_adapter(reference, model, sources)
     reward = None
     if "reward" in sources:
         reward = load_scorer(sources["reward"], tokenizer, scorer_options(config), **combination(model))
+        settle(reward.bodies(), config, frozen=True)
     return Assembly(policy, reference, critic, reward, base)
 
 

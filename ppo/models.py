@@ -13,17 +13,28 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignment.distributed import zero3
+from alignment.distributed import one_reader, processes, zero3
 from alignment.distributed.engine import run_as_forward
 from alignment.models.host_copies import keep_on_host, lent_to
 from alignment.models.shared_base import save_adapter
 from alignment.models.sources import ModelSource
 from alignment.registry import Parent
+from ppo.config import PPOStageConfig
 from ppo.lower_layers import LowerLayers
 from ppo.reward_model import RewardModel
 from ppo.roles import PolicyAndValue, Role
 
 T = TypeVar("T")
+
+
+def settle(modules: Sequence[nn.Module], config: PPOStageConfig, *, frozen: bool) -> None:
+    """Bring models that were read straight onto their device to the size that they will have there, before the next is
+    read: in bfloat16 where DeepSpeed's engine casts them, and in the host's memory where they wait there (`place`)."""
+    for module in modules if one_reader.is_active() else ():
+        if config.training.bf16 and processes.under_deepspeed() and not isinstance(module, PeftModel):
+            zero3.cast(module, torch.bfloat16)
+        if frozen and config.model.offload:
+            module.to("cpu")
 
 
 @dataclass

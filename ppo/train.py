@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from alignment.distributed import heartbeat, processes, zero3
+from alignment.distributed import heartbeat, one_reader, processes, zero3
 from alignment.distributed.processes import Accelerator
 from alignment.errors import ConfigError
 from alignment.models import methods
@@ -49,7 +49,7 @@ def train(config: PPOStageConfig) -> dict[str, Any]:
     publishing.pin_models(config, registry, begun.run)
     heartbeat.enter("loading the models", patient=True)
     torch.manual_seed(config.training.seed)
-    with zero3.loading_in_shards():
+    with zero3.loading_in_shards(), one_reader.reading_once():
         models = load_models(config, prepared.sources, prepared.tokenizer)
     data = prepared.fingerprints
     with opening.open_journal(config, "ppo", begun) as journal:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, set_seed
 
 from alignment.config.arguments import PackingArguments
-from alignment.distributed import zero3
+from alignment.distributed import one_reader, zero3
 from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
@@ -28,7 +28,8 @@ def build_trainer(config: RewardStageConfig, prepared: PreparedReward, journal: 
     """Load the model and wrap it in the trainer; the layout of batches is journaled."""
     set_seed(prepared.seed)
     tokenizer = prepared.start.tokenizer
-    model = trainable.apply_method(initial_model(config, prepared), config.model)
+    with one_reader.reading_once():
+        model = trainable.apply_method(initial_model(config, prepared), config.model)
     layout, reason = layout_for(config, prepared, model)
     with refused_arguments():
         trainer = QuestionTrainer(

@@ -6,26 +6,26 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from alignment.config.sections import ADAPTERS, ModelConfig
 from alignment.data.records import CHOICES
 from alignment.errors import UserError
 from alignment.models import adapters, saved_adapters
-from alignment.models.ensembles import RewardEnsemble, load_reward_model, write_ensemble
+from alignment.models.ensembles import load_reward_model, write_ensemble
 from alignment.models.reward_files import Bias, biases, member_name, write_score_bias
 from alignment.models.scalar import ScalarModel, as_bias, holds_head, load_scalar_model, shift_scores
 from alignment.models.sources import ModelSource
-from reward.batches import score_heads, score_questions
 from reward.config import RewardStageConfig
 from reward.demonstrations import NormalizationSet
 from reward.prepare import PreparedReward, initial_model
 from reward.questions import Question
+from reward.saved_model import SavedModel, write_score_offset
 from reward.trainer import Probe
 
 HELD_OUT = "scoring the held-out questions"
@@ -38,22 +38,16 @@ class GateError(UserError):
     """A saved model whose scores differ from those of the model in memory."""
 
 
-def load(folder: Path) -> ScalarModel:
-    """Load a saved model onto the GPU if there is one."""
-    return load_scalar_model(str(folder)).to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def scores_of(scalar: ScalarModel, questions: Sequence[Question], pad_token_id: int, what: str) -> list[float]:
-    """The scores of all completions, head by head and question by question; `what` names the questions for the
-    heartbeat."""
-    heads = score_heads(scalar, questions, pad_token_id, doing=f"scoring {what}")
+def scores_of(saved: SavedModel, questions: Sequence[Question], pad_token_id: int, member: int = 0) -> list[float]:
+    """The scores of all completions of the probe, head by head and question by question."""
+    heads = saved.scores(questions, pad_token_id, "scoring the probe", member)
     return [score for rows in heads for row in rows for score in row]
 
 
-def mean_over(scalar: ScalarModel, normalization: NormalizationSet, pad_token_id: int) -> Bias:
+def mean_over(saved: SavedModel, normalization: NormalizationSet, pad_token_id: int, member: int = 0) -> Bias:
     """The mean score of each head over the normalization set, which is scored once."""
     what = f"scoring the {normalization.over} whose scores are to average 0"
-    heads = score_heads(scalar, normalization.questions, pad_token_id, doing=what)
+    heads = saved.scores(normalization.questions, pad_token_id, what, member)
     return as_bias([fmean(score for row in rows for score in row) for rows in heads])
 
 
@@ -86,31 +80,38 @@ def check_gate(expected: Sequence[float], actual: Sequence[float], tolerance: fl
         )
 
 
-def finish(folder: Path, probe: Probe, normalization: NormalizationSet, pad_token_id: int) -> tuple[ScalarModel, Bias]:
+def finish(saved: SavedModel, folder: Path, probe: Probe, normalization: NormalizationSet, pad_token_id: int) -> Bias:
     """Compare the saved model with the trained one, shift its scores to average 0 over `normalization`, and save it.
 
+    Args:
+        saved: loads and scores; its model is the folder's afterwards.
+
     Returns:
-        The model, loaded again from its final files, and the shift of its scores.
+        The shift of its scores.
 
     Raises:
         GateError: the saved model is not the trained one, or it does not load as it was saved.
     """
     (folder / "training_args.bin").unlink(missing_ok=True)
-    scalar = load(folder)
-    scores = scores_of(scalar, probe.questions, pad_token_id, "the probe")
+    scalar = saved.load(folder, partial(load_scalar_model, str(folder)))
+    assert isinstance(scalar, ScalarModel)
+    scores = scores_of(saved, probe.questions, pad_token_id)
     check_gate(probe.scores, scores, ROUNDED if probe.rounded else EXACT, "what was saved")
-    shift = mean_over(scalar, normalization, pad_token_id)
+    shift = mean_over(saved, normalization, pad_token_id)
     shift_scores(scalar, shift)
-    scalar.model.save_pretrained(folder)
+    if saved.sharded:  # no process has the weights, which are saved already
+        write_score_offset(folder, scalar)
+    else:
+        scalar.model.save_pretrained(folder)
     del scalar  # a large model must not be in memory twice
-    shifted = load(folder)
+    saved.load(folder, partial(load_scalar_model, str(folder)))
     check_gate(
         less(scores, shift),
-        scores_of(shifted, probe.questions, pad_token_id, "the probe"),
+        scores_of(saved, probe.questions, pad_token_id),
         EXACT,
         "what was saved with its score offset",
     )
-    return shifted, shift
+    return shift
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Finished:
     """A model or ensemble ready for publishing, loaded from its files."""
 
     folder: Path
-    model: ScalarModel | RewardEnsemble
+    saved: SavedModel
     shifts: Sequence[Bias]
     """The shift of each member's scores."""
     seed: int
@@ -168,15 +169,15 @@ class Finished:
 
     def member_scores(self, questions: Sequence[Question]) -> list[list[list[float]]]:
         """Each member's scores of the completions of each question; empty for a single model."""
-        if isinstance(self.model, ScalarModel):
+        if isinstance(self.saved.model, ScalarModel):
             return []
-        members = (self.model.member(index) for index in range(self.model.size))
-        return [score_questions(member, questions, self.pad_token_id, doing=HELD_OUT) for member in members]
+        scored = [self.saved.scores(questions, self.pad_token_id, HELD_OUT, n) for n in range(len(self.shifts))]
+        return [heads[0] if heads else [] for heads in scored]
 
     def score(self, questions: Sequence[Question]) -> list[list[list[float]]]:
         """Each head's scores of the completions of each question; an ensemble gives the mean."""
-        if isinstance(self.model, ScalarModel):
-            return score_heads(self.model, questions, self.pad_token_id, doing=HELD_OUT)
+        if isinstance(self.saved.model, ScalarModel):
+            return self.saved.scores(questions, self.pad_token_id, HELD_OUT)
         return [averaged(self.member_scores(questions))]
 
 
@@ -186,7 +187,7 @@ def averaged(members: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
 
 
 def finish_all(
-    staging: Path, config: RewardStageConfig, prepared: PreparedReward, trained: Sequence[Trained]
+    saved: SavedModel, staging: Path, config: RewardStageConfig, prepared: PreparedReward, trained: Sequence[Trained]
 ) -> Finished:
     """Prepare trained models for the registry: one model in `staging/member-0`, or several in `staging`.
 
@@ -201,29 +202,29 @@ def finish_all(
     folder = staging if size > 1 else folders[0]
     if config.model.method in ADAPTERS:
         if holds_head(str(folders[0])):
-            model, shifts = _finish_adapters(folder, folders, config, prepared, trained)
-            return Finished(folder, model, shifts, seed, True, pad)
+            shifts = _finish_adapters(saved, folder, folders, config, prepared, trained)
+            return Finished(folder, saved, shifts, seed, True, pad)
         assert size == 1  # checked before training
         _merge_in_place(folder, initial_model(config, prepared), config.model.quantized)
-    finished = [
-        finish(member_folder, member.probe, prepared.normalization, pad)
+    shifts = [
+        finish(saved, member_folder, member.probe, prepared.normalization, pad)
         for member_folder, member in zip(folders, trained, strict=True)
     ]
-    models, shifts = [model for model, _ in finished], [shift for _, shift in finished]
-    if size == 1:
-        return Finished(folder, models[0], shifts, seed, False, pad)
-    _tidy(folder, folders)
-    write_ensemble(folder, None, size)
-    return Finished(folder, RewardEnsemble(models, size), shifts, seed, False, pad)
+    if size > 1:
+        _tidy(folder, folders)
+        write_ensemble(folder, None, size)
+        saved.load(folder, partial(load_reward_model, ModelSource(str(folder))))
+    return Finished(folder, saved, shifts, seed, False, pad)
 
 
 def _finish_adapters(
+    saved: SavedModel,
     folder: Path,
     folders: Sequence[Path],
     config: RewardStageConfig,
     prepared: PreparedReward,
     trained: Sequence[Trained],
-) -> tuple[ScalarModel | RewardEnsemble, list[Bias]]:
+) -> list[Bias]:
     """Apply `finish` to one or several adapters on one base; the score offsets are saved beside them."""
     pad, size = prepared.start.tokenizer.pad_token_id, len(trained)
     source = ModelSource(str(folder), base=prepared.start.source, trained=config.model)
@@ -234,38 +235,30 @@ def _finish_adapters(
 
     heads = config.reward.score_names
 
-    def load_with(offsets: Sequence[Bias]) -> ScalarModel | RewardEnsemble:
+    def load_with(offsets: Sequence[Bias]) -> None:
         if size > 1:
             write_ensemble(folder, [float(offset) for offset in offsets if not isinstance(offset, list)], size)
         else:
             write_score_bias(folder, offsets[0], heads)
-        return load_reward_model(source, options, several_heads=True).to("cuda" if torch.cuda.is_available() else "cpu")
+        saved.load(folder, partial(load_reward_model, source, options, several_heads=True))
 
     shifts: list[Bias] = []
-    saved, scores_by_member = load_with([[0.0] * len(heads) if heads else 0.0] * size), []
-    for index, member in enumerate(trained):
-        scalar, what = _member(saved, index)
-        scores_by_member.append(scores_of(scalar, member.probe.questions, pad, "the probe"))
+    load_with([[0.0] * len(heads) if heads else 0.0] * size)
+    scores_by_member = []
+    whats = [f"what was saved of member {index}" for index in range(size)] if size > 1 else ["what was saved"]
+    for index, (member, what) in enumerate(zip(trained, whats, strict=True)):
+        scores_by_member.append(scores_of(saved, member.probe.questions, pad, index))
         check_gate(member.probe.scores, scores_by_member[-1], ROUNDED if member.probe.rounded else EXACT, what)
-        shifts.append(mean_over(scalar, prepared.normalization, pad))
-    del saved, scalar  # a large model must not be in memory twice
-    shifted = load_with(shifts)
+        shifts.append(mean_over(saved, prepared.normalization, pad, index))
+    load_with(shifts)
     for index, (member, scores, shift) in enumerate(zip(trained, scores_by_member, shifts, strict=True)):
-        scalar, what = _member(shifted, index)
         check_gate(
             less(scores, shift),
-            scores_of(scalar, member.probe.questions, pad, "the probe"),
+            scores_of(saved, member.probe.questions, pad, index),
             EXACT,
-            f"{what} with its score offset",
+            f"{whats[index]} with its score offset",
         )
-    return shifted, shifts
-
-
-def _member(model: ScalarModel | RewardEnsemble, index: int) -> tuple[ScalarModel, str]:
-    """One of the loaded models, and a description of its files."""
-    if isinstance(model, ScalarModel):
-        return model, "what was saved"
-    return model.member(index), f"what was saved of member {index}"
+    return shifts
 
 
 def _tidy(top: Path, folders: Sequence[Path]) -> None:

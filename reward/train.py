@@ -40,6 +40,7 @@ from reward.labelers import reader_of, resolved
 from reward.members import Members, split_held_out
 from reward.prepare import PreparedReward, prepare
 from reward.questions import Question
+from reward.saved_model import SavedModel, is_checked_in_shards
 
 LABELS = "labels"
 
@@ -57,20 +58,22 @@ def train(config: RewardStageConfig) -> dict[str, Any]:
         members = Members(config, prepared, journal, start)
         trained = members.train()
 
+        saved = SavedModel(is_checked_in_shards(prepared.start.source.config_path, config.model.trust_remote_code))
+
         def evaluate_and_publish() -> tuple[str, dict[str, Any]]:
             with (
                 zero3.unpartitioned_loading(),
                 members.copied() as staging,
             ):  # ZeRO-3 would partition them over all ranks
                 heartbeat.enter("checking the reward model", patient=True)
-                finished = finish_all(staging, config, prepared, trained)
+                finished = finish_all(saved, staging, config, prepared, trained)
                 last = sum(member.steps for member in trained[:-1]) + trained[-1].step
                 held_out = _evaluate(config, prepared, finished, journal, last, best_of(trained))
                 metrics = mean_metrics(trained) | held_out
                 heartbeat.enter("publishing the model", patient=True)
                 return publish(finished, config, prepared, metrics, start.run, journal), held_out
 
-        ref, held_out = processes.on_main_process(evaluate_and_publish)
+        ref, held_out = saved.run(evaluate_and_publish)
         metrics = mean_metrics(trained) | held_out
         publishing.announce(journal, prepared.registry, ref, metrics)
     return {"model": ref, "metrics": metrics}

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, set_seed
 from trl import SFTConfig
 
 from alignment.config.arguments import PackingArguments
-from alignment.distributed import heartbeat
+from alignment.distributed import heartbeat, one_reader
 from alignment.distributed.processes import say
 from alignment.errors import ConfigError
 from alignment.models import trainable
@@ -27,7 +27,8 @@ def build_trainer(config: SFTStageConfig, prepared: PreparedSFT) -> SFTTrainer:
     """Load the model and wrap it in the trainer."""
     heartbeat.enter("loading the model", patient=True)
     set_seed(prepared.seed)
-    policy = trainable.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
+    with one_reader.reading_once():
+        policy = trainable.load_trainable(prepared.start.source, prepared.start.tokenizer, config.model)
     collator = _packing_collator(config, prepared, policy)
     with refused_arguments():
         trainer = SFTTrainer(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from alignment.errors import ConfigError, UserError
-from alignment.memory.plan import PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, estimate, in_gb
+from alignment.memory.plan import FSDP2, PARTS, SINGLE, STRATEGIES, MemoryEstimate, Strategy, estimate, in_gb
 from alignment.memory.workload import ColocatedVLLM, Workload
 from alignment.terminal import one_line
 
@@ -91,7 +91,17 @@ class Cluster:
 
     def node_memory(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> float:
         """Bytes of a node's own memory, while its processes load their models or afterwards."""
-        return self.gpus * max(found.host, work.loading(strategy.stage if strategy.deepspeed else 0))
+        return max(self.gpus * found.host, self.loading(work, strategy, found))
+
+    def loading(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> float:
+        """Bytes of a node's own memory while its processes load their models: whole ones, each read by one process that
+        sends it to all GPUs; under ZeRO-3 a tensor at a time in each process; under FSDP2 all models in each."""
+        whole = [model.as_read for model in work.models]
+        if strategy == FSDP2 or self.processes == 1:
+            return self.gpus * sum(whole)
+        if strategy.sharded:
+            return self.gpus * work.largest_tensor
+        return self.gpus * found.host + max(whole)
 
     def fits(self, work: Workload, strategy: Strategy, found: MemoryEstimate) -> bool:
         """Whether a run fits, on its GPUs and in its nodes' memory."""
@@ -269,10 +279,10 @@ def report(
     work = plans[0].work
     if work.vllm:
         notes.append(_vllm_note(work.vllm))
-    whole, shards = (work.loading(stage) * cluster.gpus / 1e9 for stage in (0, 3))
+    sizes = {each.name: cluster.loading(work, each, found) / 1e9 for each, found in plans[0].estimates.items()}
     notes.append(
-        f"loading: the processes of a node take {whole:,.0f} GB of its memory while they read their models, and "
-        f"{shards:,.0f} GB under ZeRO-3, where they read one tensor at a time into shards"
+        "loading: GB of a node's memory while its processes read their models: "
+        + ", ".join(f"{name} {size:,.0f}" for name, size in sizes.items())
     )
     notes.append(
         f"fits: at most {cluster.usable / 1e9:.1f} of {cluster.memory / 1e9:g} GB; {RESERVED:.0%} is left to the CUDA "

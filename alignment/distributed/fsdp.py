@@ -65,7 +65,7 @@ def shard(module: nn.Module, accelerator: Accelerator, *, rounded: bool = True) 
         vars(submodule)["sharded_in"] = (module,)  # a tuple, which torch does not register
 
 
-def shard_frozen(modules: Iterable[nn.Module], accelerator: Accelerator, rounded: nn.Module) -> None:
+def shard_frozen(modules: Iterable[nn.Module], accelerator: Accelerator, rounded: nn.Module | None = None) -> None:
     """Shard modules that may be in each other; `rounded` is gathered as what is trained is, and others as they are."""
     for module in modules:
         if not is_sharded(module):

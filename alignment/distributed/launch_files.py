@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +67,24 @@ AUTO_KEYS = {
     *(f"{ZERO}.offload_{part}.{key}" for part in ("optimizer", "param") for key in ("device", "nvme_path")),
 }  # fmt: skip
 """Keys of a DeepSpeed config that may be "auto"."""
+BESIDE_JSON = (
+    "gradient_accumulation_steps", "gradient_clipping", "zero_stage", "offload_optimizer_device",
+    "offload_param_device", "offload_param_nvme_path", "offload_optimizer_nvme_path", "zero3_save_16bit_model",
+    "mixed_precision",
+)  # fmt: skip
+"""Settings of a launch file that accelerate refuses, with a traceback, beside a `deepspeed_config_file`."""
 
 
 def check_launch() -> None:
-    """Refuse a launch that no stage supports. Reads only the environment and the DeepSpeed config it names.
+    """Refuse a launch that no stage supports. Reads the environment, the DeepSpeed config that it names, and the
+    command and the launch file of accelerate's launcher.
 
     Raises:
         UserError: the launch is not one process, DDP, DeepSpeed or FSDP2; its mixed precision is not bfloat16; it
-            compiles the model; or one of its DeepSpeed or FSDP settings cannot be used.
+            compiles the model; one of its DeepSpeed or FSDP settings cannot be used; or it started one process where
+            more were asked for.
     """
+    _check_one_process()
     for name, kind in UNSUPPORTED_LAUNCHES.items():
         if _is_on(name):
             raise UserError(f"the launch file asks for {kind}, which this suite does not run under; {USE_ZERO}")
@@ -88,7 +100,17 @@ def check_launch() -> None:
     if _is_on("ACCELERATE_USE_FSDP"):
         _check_fsdp()
     if (path := _deepspeed_file()) is not None:
+        given = os.environ.get("ACCELERATE_CONFIG_DS_FIELDS", "").split(",")
+        if beside := [name for name in given if name in BESIDE_JSON]:
+            raise UserError(
+                f"the launch file has a deepspeed_config_file, beside which accelerate takes no {', '.join(beside)}; "
+                "remove it from the launch file: the JSON file, or the config's training section, sets it"
+            )
         _check_deepspeed(path, _read(path))
+    elif _is_on("ACCELERATE_USE_DEEPSPEED"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        if stage not in ("0", "1", "2", "3"):
+            raise UserError(f"the launch file says zero_stage: {stage}; write 0, 1, 2 or 3")
 
 
 def check_against_config(*, bf16: bool, accumulation: int, max_grad_norm: float) -> None:
@@ -149,6 +171,33 @@ def refuse_deepspeed_launcher(arguments: str) -> None:
         "run; launch with accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes "
         f"{processes} {arguments}"
     )
+
+
+def _check_one_process() -> None:
+    """Refuse one process of `accelerate launch` where more were asked for: without a word it starts one for the kinds
+    `NO` and `MULTI_CPU`."""
+    if "RANK" in os.environ:
+        return
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:  # not Linux
+        return
+    if "accelerate.commands.launch" not in command and [Path(each).name for each in command[1:3]] != [
+        "accelerate", "launch",
+    ]:  # fmt: skip
+        return
+    options = dict(pairwise(command))
+    options |= dict(each.split("=", 1) for each in command if each.startswith("--") and "=" in each)
+    count = options.get("--num_processes", "")
+    if not count and (file := options.get("--config_file")):
+        with suppress(OSError):
+            found = re.search(r"^num_processes:\s*(\d+)", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
+            count = found[1] if found else ""
+    if count.isdigit() and int(count) > 1:
+        raise UserError(
+            f"the launch says num_processes: {count}, and accelerate has started one process; write distributed_type: "
+            "MULTI_GPU in the launch file (on CPUs too), as configs/accelerate/ddp.yaml does"
+        )
 
 
 def _is_on(name: str) -> bool:

@@ -205,6 +205,11 @@ def on_main_process(call: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def broadcast(value: T) -> T:
+    """The main process's value on every rank; it is pickled, and that of the others is not read."""
+    return broadcast_object_list([value])[0] if world_size() > 1 else value
+
+
 def on_every_process(call: Callable[[], T]) -> T:
     """Call on each rank; if one raises a UserError, all ranks raise one.
 

@@ -129,6 +129,8 @@ class _Ledger:
         moments: dict[str, dict[str, float]] = {}
         if self.work.rollout is not None:
             moments |= self._rollout(self.work.rollout)
+        if self.processes > 1 and self.strategy.stage < 3 and self.on_gpu:
+            moments["loading"] = dict.fromkeys(PARTS, 0.0) | {"weights": self._loading()}
         done = 0  # trained weights whose gradient exists already
         for index, step in enumerate(self.work.passes):
             name = "update" if len(self.work.passes) == 1 else ("policy update", "value update")[index]
@@ -165,6 +167,17 @@ class _Ledger:
         if self.work.bf16 and not self.strategy.stage:
             size += 2 * self.trained  # autocast caches bfloat16 copies
         return size
+
+    def _loading(self) -> float:
+        """Bytes on the GPU while the models are read there, each as it is in its file or in float32, and cast then; but
+        those with adapters by the engine, once all are there."""
+        there = more = 0.0
+        for model in self.work.models:
+            waits = self.work.offload and not model.in_engine
+            has_adapter = model.in_engine and model.trained < model.parameters
+            kept = 0.0 if waits else model.as_read if has_adapter else self._model_bytes(model)
+            there, more = there + kept, max(more, model.as_read - kept)
+        return there + more
 
     def _optimizer(self, stepping: bool) -> float:
         if self.strategy.offload:

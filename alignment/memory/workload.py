@@ -78,6 +78,11 @@ class Model:
     head_trained: bool = False
     gathered: int = 0
 
+    @property
+    def as_read(self) -> float:
+        """Bytes as it is loaded: what is trained in float32."""
+        return 4 * self.trained + (self.parameters - self.trained) * self.frozen_bytes
+
 
 class Pass(NamedTuple):
     """Forward and backward passes of one kind in an optimizer step.
@@ -173,9 +178,7 @@ class Workload:
     averaged: int = 0
     vllm: ColocatedVLLM | None = None
 
-    def loading(self, stage: int) -> float:
-        """Host memory of each process while its models are loaded, the trained ones in float32: whole, or under ZeRO-3
-        their largest tensor, which goes straight into shards."""
-        if stage == 3:
-            return 4.0 * max(model.shape.vocab_size * model.shape.hidden_size for model in self.models)
-        return sum(4 * model.trained + (model.parameters - model.trained) * model.frozen_bytes for model in self.models)
+    @property
+    def largest_tensor(self) -> float:
+        """Bytes of the largest tensor of any model in float32."""
+        return 4.0 * max(model.shape.vocab_size * model.shape.hidden_size for model in self.models)

@@ -5,28 +5,21 @@ Weights are safetensors only, and `trust_remote_code` is off unless the config s
 
 from __future__ import annotations
 
-import re
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config.sections import ModelConfig, ScratchConfig
 from alignment.distributed import zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
-from alignment.models.sources import ModelSource, load_errors, quiet_loading
+from alignment.models.sources import ModelSource, quiet_loading
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
+from alignment.models.weights import load_weights
 from alignment.tensors import entropy_from_logits, logprobs_from_logits, position_ids
 
 
@@ -119,67 +112,6 @@ def _merged(source: ModelSource, trust_remote_code: bool) -> PreTrainedModel:
         else:
             base = load_base_as_trained(source, trust_remote_code)
         return adapters.merge(base, source.path)
-
-
-def _quantization(config: ModelConfig | None) -> dict[str, Any]:
-    """`from_pretrained` arguments that quantize with bitsandbytes, on the CPU too.
-
-    Raises:
-        ModelError: bitsandbytes is not installed.
-    """
-    if config is None or not config.quantized:
-        return {}
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "quantized weights need bitsandbytes, which is not installed: "
-            "pip install 'rlhf-alignment-suite[quantization]'"
-        )
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
-        )
-    }
-
-
-def load_weights(
-    kind: type, source: ModelSource | str, config: ModelConfig | None, may_be_new: str = "", **options: Any
-) -> tuple[PreTrainedModel, bool]:
-    """`from_pretrained`, but missing or mismatched weights are an error; transformers would initialise them randomly.
-
-    Returns:
-        The model, and whether a weight was missing whose name matches `may_be_new` (a regular expression).
-    """
-    path = source if isinstance(source, str) else source.path
-    with load_errors(path), quiet_loading():
-        model, info = kind.from_pretrained(  # type: ignore[attr-defined]
-            path,
-            dtype=getattr(torch, config.dtype if config else "float32"),
-            use_safetensors=True,
-            trust_remote_code=bool(config and config.trust_remote_code),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **_quantization(config),
-            **options,
-        )
-    if getattr(model, "is_quantized", False) and not (config and config.quantized):  # `find_model` checks folders only
-        raise ModelError(f"{path}: its weights are stored quantized, which cannot be trained; name the original")
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # In eval mode bitsandbytes would rewrite the weights for such CPUs and round their scales to bfloat16, so
-            # the base would differ from the recorded one.
-            module.support_avx512bf16_for_cpu = False
-    new = {name for name in info["missing_keys"] if re.fullmatch(may_be_new, name)}
-    wrong = sorted((set(info["missing_keys"]) - new) | {name for name, *_ in info["mismatched_keys"]})
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise ModelError(
-            f"{path}: not a whole {type(model).__name__}: {wrong[0]}{more} missing or of another shape than "
-            "config.json says; name another model"
-        )
-    return model, bool(new)
 
 
 def response_logprobs(

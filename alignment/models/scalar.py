@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignment.config.sections import ModelConfig
-from alignment.distributed import zero3
+from alignment.distributed import one_reader, zero3
 from alignment.errors import ModelError
 from alignment.models import adapters
 from alignment.models.classifiers import AnyClassifier
 from alignment.models.names import ENSEMBLE
-from alignment.models.policies import load_policy, load_weights
+from alignment.models.policies import load_policy
 from alignment.models.reward_files import (
     Bias,
     biases,
@@ -29,6 +29,7 @@ from alignment.models.reward_files import (
 )
 from alignment.models.sources import ModelSource
 from alignment.models.tokenizers import fit_embeddings, load_tokenizer
+from alignment.models.weights import load_weights
 from alignment.tensors import last_kept, position_ids, shifted_left
 
 HEAD_WEIGHT = "base_model.model.score.weight"
@@ -219,6 +220,10 @@ def _last_layer(model: PreTrainedModel) -> str | None:
 
 def _saved_tensor(path: str, name: str) -> Tensor | None:
     """A tensor of a model folder as it was saved; `from_pretrained` rounds it if `model.dtype` is bfloat16."""
+    return one_reader.from_reader(lambda: _read_tensor(path, name))
+
+
+def _read_tensor(path: str, name: str) -> Tensor | None:
     for file in Path(path).glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             if name in tensors.keys():  # noqa: SIM118 - not a dict

@@ -47,8 +47,9 @@ def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str],
         with torch.device("meta"):  # checks the shape without using memory
             _scratch_model(config, tokenizer)
         return StartModel(ModelSource(name), tokenizer)
-    name = processes.on_main_process(lambda: _pinned(name, registry))
-    source = find_model(name, registry, role="policy")
+    source = processes.on_main_process(
+        lambda: find_model(name, registry, role="policy")
+    )  # it reads and hashes all files
     tokenizer = load_tokenizer(source, config.model)
     if not config.registry.allow_new_tokenizer:
         original = AutoTokenizer.from_pretrained(source.path, trust_remote_code=config.model.trust_remote_code)
@@ -62,11 +63,6 @@ def compared_parts(model: Any, stage: Stage) -> dict[str, bool]:
     """The parts of the tokenizer that must equal the parent's: in SFT, those that the config does not set."""
     eos, template = (stage == "sft" and getattr(model, key, None) is not None for key in ("eos_token", "template"))
     return {"eos": not eos, "template": not (template or eos)}  # templates write the EOS
-
-
-def _pinned(name: str, registry: Registry) -> str:
-    """Pin a reference to `name@v3`, since it may move while the ranks look it up one after the other."""
-    return registry.resolve(name).ref if registry.is_reference(name) else name
 
 
 def _scratch_tokenizer(config: TrainerConfig, texts: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -100,7 +96,8 @@ def publish_base(config: TrainerConfig, registry: Registry, start: StartModel, s
 
     ref = processes.on_main_process(build_and_publish)
     registry.own.add(ref)
-    return StartModel(find_model(ref, registry, role="policy"), start.tokenizer)
+    source = processes.on_main_process(lambda: find_model(ref, registry, role="policy"))
+    return StartModel(source, start.tokenizer)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def planned(values: dict[str, Any]) -> dict[str, float]:
     }
     shards = sum(4 * model.parameters for model in work.models) / count
     return {
-        "loading": shards + work.loading(strategy.stage),
+        "loading": shards + work.largest_tensor,
         "scoring": totals["scoring"],
         "updating": max(size for name, size in totals.items() if name.startswith(("update", "optimizer"))),
     }

@@ -18,16 +18,19 @@ ZERO2 = ROOT / "configs" / "accelerate" / "zero2.yaml"
 DDP = "distributed_type: MULTI_GPU\nnum_processes: 2\nmixed_precision: 'no'\nuse_cpu: false\n"
 
 
+SETTINGS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
+"""What a DeepSpeed config has to leave to the suite's."""
+
+
 def deepspeed_file(folder: Path, name: str, **zero: object) -> Path:
     """A launch file for two processes with such a `zero_optimization` section."""
-    settings = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    )
     # DeepSpeed's own Adam would have to be compiled first.
-    given = {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(settings, "auto")
+    given = {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(SETTINGS, "auto")
     (folder / f"{name}.json").write_text(json.dumps(given))
     file = folder / f"{name}.yaml"
     file.write_text(

@@ -123,6 +123,13 @@ fsdp_config:
 num_processes: 2
 mixed_precision: 'no'
 """
+OWN_JSON = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  deepspeed_config_file: mine.json\nnum_processes: 2\n"
+OWN_ADAM = OWN_JSON.replace("mine", "adam")
+"""A JSON file as other projects have it: with an optimizer and fp16."""
+BESIDE = OWN_JSON.replace("\nnum_", "\n  zero_stage: 2\n  gradient_clipping: 1.0\nnum_")
+ZERO4 = "distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 4\nnum_processes: 2\n"
+ONE_OF_TWO = "distributed_type: 'NO'\nnum_processes: 2\n"
+MPI = "distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
 MEGATRON = "distributed_type: MEGATRON_LM\nmegatron_lm_config:\n  megatron_lm_tp_degree: 2\nnum_processes: 2\n"
 
 
@@ -133,11 +140,28 @@ MEGATRON = "distributed_type: MEGATRON_LM\nmegatron_lm_config:\n  megatron_lm_tp
         (FSDP1, "fsdp_version: 1, which this suite does not run with; write fsdp_version: 2"),
         (FSDP2.read_text().replace("efficient_loading: false", "efficient_loading: true"), "efficient_loading: false"),
         (MEGATRON, "Megatron-LM"),
+        (OWN_ADAM, 'adam.json: remove the section "optimizer"; the optimizer is set by training.learning_rate'),
+        (BESIDE, "beside which accelerate takes no zero_stage, gradient_clipping; remove it from the launch file"),
+        (ZERO4, "zero_stage: 4; write 0, 1, 2 or 3"),
+        (ONE_OF_TWO, "num_processes: 2, and accelerate has started one process; write distributed_type: MULTI_GPU"),
+        (MPI, "num_processes: 2, and accelerate has started one process; write distributed_type: MULTI_GPU"),
     ],
-    ids=["fsdp1", "fsdp2 of accelerate config", "megatron"],
+    ids=[
+        "fsdp1",
+        "fsdp2 of accelerate config",
+        "megatron",
+        "deepspeed with adam and fp16",
+        "deepspeed json and more",
+        "zero 4",
+        "two of the kind no",
+        "two of the kind multi cpu",
+    ],
 )
 def test_a_file_that_is_not_obeyed_is_refused_in_one_line(folder, text, said):
     (folder / "mine.yaml").write_text(text)
+    zero = {"zero_optimization": {"stage": 2}} | dict.fromkeys(launching.SETTINGS, "auto")
+    (folder / "mine.json").write_text(json.dumps(zero))
+    (folder / "adam.json").write_text(json.dumps(zero | {"optimizer": {"type": "AdamW"}, "fp16": {"enabled": True}}))
     done = launching.launch(folder / "mine.yaml", ["-m", "sft", "a.yaml"], folder)
     assert done.code != 0
     (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-import reward.finish
+import reward.saved_model
 import reward.studies.overfit
 import reward.train
 import sft.train
@@ -199,7 +199,7 @@ def test_demonstrations_are_scored_once(house, monkeypatch):
         scored.append(len(questions))
         return score_heads(model, questions, *given, **more)
 
-    monkeypatch.setattr(reward.finish, "score_heads", counting)
+    monkeypatch.setattr(reward.saved_model, "score_heads", counting)
     run(reward.train.train, RewardStageConfig, settings("once"))
     assert scored.count(40) == 1
     assert abs(mean_score("once")) < 1e-3

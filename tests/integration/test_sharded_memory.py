@@ -1,8 +1,10 @@
 """Memory of PPO under ZeRO-3 on two and four processes: loading, scoring and learning divide by the processes."""
 
 import json
+import os
 import sys
 
+import launching
 import pytest
 from benchmarks import memory_sharded
 
@@ -41,6 +43,42 @@ def divided(folder, whole, processes):
         "scoring": 7 * whole / processes + other["scoring"],
         "updating": 7 * whole / processes + other["update: loss"],
     }
+
+
+@pytest.fixture(scope="module")
+def pairs(world):
+    """A config that trains a reward model on the policy for one step, in WORLD/reward.yaml."""
+    folder, _ = world
+    rows = [{"prompt": f"acab {n}", "chosen": "bdfe " * (n + 2), "rejected": "gcab"} for n in range(8)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "name": "judge",
+        "model": {"name": str(folder / "policy")},
+        "data": {"train": "pairs.jsonl", "eval_share": 0.25, "max_length": 96},
+        "training": {"max_steps": 1, "per_device_train_batch_size": 1, "bf16": False},
+        "registry": {"name": "judge", "path": "registry"},
+        "tracking": {"wandb": "disabled"},
+    }
+    (folder / "reward.yaml").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.slow
+def test_no_process_holds_a_reward_model_whose_files_are_checked(world, pairs, tmp_path):
+    """Before it is published the saved model is loaded again, and scores the probe and the held-out answers."""
+    _, whole = world
+    file = memory_sharded._launch_file(tmp_path, SIZE, 2)
+    worker = launching.ROOT / "tests" / "integration" / "dying.py"
+    target = [str(worker), "run", "reward", "reward.yaml"]
+    paths = os.pathsep.join(str(launching.ROOT / each) for each in (".", "tests", "scripts"))
+    done = launching.launch(file, target, pairs, RECORDER="watch_check", WATCHED=str(tmp_path), PYTHONPATH=paths)
+    assert done.code == 0, done.output[-4000:]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    print(found, file=sys.stderr)
+    assert found[0]["_load"] == found[1]["_load"] == 2  # as it was saved, and with the offset of its scores
+    assert found[0]["_scores"] == found[1]["_scores"] > 3
+    for each in found:
+        assert TENSOR <= each["largest"] < whole / 2
 
 
 @pytest.mark.slow

@@ -144,6 +144,25 @@ def test_what_a_deepspeed_config_must_not_say(deepspeed, config, said):
         check_launch()
 
 
+def test_settings_beside_a_deepspeed_config_are_refused_before_accelerate_ends_in_a_traceback(deepspeed, monkeypatch):
+    deepspeed({"zero_optimization": {"stage": 2}} | AUTO)
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "deepspeed_config_file,zero3_init_flag")
+    check_launch()
+    monkeypatch.setenv("ACCELERATE_CONFIG_DS_FIELDS", "deepspeed_config_file,zero_stage,offload_param_device")
+    with pytest.raises(UserError, match="accelerate takes no zero_stage, offload_param_device; remove it"):
+        check_launch()
+
+
+@pytest.mark.parametrize("stage", ["4", "two", "-1"])
+def test_a_stage_that_zero_does_not_have_is_refused(monkeypatch, stage):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    check_launch()
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(UserError, match=f"zero_stage: {stage}; write 0, 1, 2 or 3"):
+        check_launch()
+
+
 def test_a_deepspeed_config_that_clips_nothing_is_none(deepspeed):
     deepspeed({"zero_optimization": {"stage": 2}} | {key: "auto" for key in AUTO if key != "gradient_clipping"})
     with pytest.raises(UserError, match=r'gradient_clipping is missing, .* write "gradient_clipping": "auto"'):

@@ -56,6 +56,26 @@ def test_without_deepspeed_weights_are_float32_and_nothing_is_copied():
     assert states(1000, ZERO1, 1, bf16=False) == 1000 * (4 + 4 + 12)  # DeepSpeed copies float32 weights too
 
 
+def test_loading_onto_gpus_by_hand():
+    """A trained model of 1,000 weights, a frozen one that is read in float32 and cast after it, a third in bfloat16."""
+    trained = Model(SHAPE, 1000, 1000, layers=3, gathered=1000)
+    reference = Model(SHAPE, 1000, in_engine=False, follows_engine=True)
+    reward = Model(SHAPE, 1000, in_engine=False, frozen_bytes=2.0)
+    work = Workload((trained, reference, reward), (Pass(trained, 1, 0, True),), bf16=True, checkpointed=False)
+
+    def loading(strategy, work=work):
+        return estimate(work, strategy, 8).moments["loading"]["weights"]
+
+    assert loading(ZERO2) == 2000 + 2000 + 2000 + 2000  # one at a time is in float32
+    assert loading(DDP) == 4000 + 4000 + 2000
+    assert loading(ZERO2, replace(work, offload=True)) == 2000 + 4000  # the frozen ones have left for the host
+    adapter = Model(SHAPE, 1000, 10, layers=3, gathered=1000)
+    work = replace(work, models=(adapter, reward), passes=(Pass(adapter, 1, 0, True),))
+    assert loading(ZERO2, work) == 4000 + 2000
+    for strategy, processes in ((ZERO3, 8), (FSDP2, 8), (SINGLE, 1)):
+        assert "loading" not in estimate(work, strategy, processes).moments
+
+
 def test_a_layer_by_hand():
     """float32: a norm 3 x 8, queries 8, keys and values 4 each, the output 8 twice, the MLP 4 x 16 numbers."""
     assert SHAPE.layer_bytes(4) == 4 * (2 * 3 * 8 + 8 + 2 * 4 + 2 * 8 + 4 * 16)
@@ -181,6 +201,7 @@ def test_ppo_by_hand():
     work = Workload((policy, critic, reference, reward), passes, True, False, rollout, own_loop=True)
     moments = estimate(work, ZERO2, 4).moments
     assert list(moments)[:2] == ["sampling", "scoring"]
+    assert moments.pop("loading")["weights"] == 3 * 2000 + 4000 + 2000  # one of the others is still in float32
     assert {parts["weights"] for parts in moments.values()} == {3 * 2000 + 4000}  # this reward model is float32
     assert {parts["optimizer"] for parts in moments.values()} == {12 * 2000 / 4}
     assert moments["sampling"]["cache"] == 4 * 8 * SHAPE.cache_bytes(2)
