@@ -62,7 +62,7 @@ WATCHED: dict[str, Level] = {
 
 def watched(config: PPOStageConfig) -> list[str]:
     """The alarms that a run can have."""
-    never = {"sampler gap"} if config.rollout.engine == "transformers" else set()
+    never = {"sampler gap"} if config.rollout.vllm is None else set()
     never |= set() if config.rewards.constraints else {"constraint"}
     return [name for name in WATCHED if name not in never]
 
@@ -150,7 +150,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (another temperature, a stale engine); see rollout.engine and docs/cluster/vllm.md"
+            "trained (another temperature, a stale engine); see rollout.vllm and docs/cluster/vllm.md"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:

@@ -125,7 +125,7 @@ class RewardsConfig(Section):
 
 
 class VLLMConfig(Section):
-    """vLLM as `rollout.engine`, by the names of TRL's VLLMGeneration."""
+    """How vLLM samples, by the names of TRL's VLLMGeneration."""
 
     server_base_url: str | None = None
     """A server samples, with `vllm serve` on other nodes: `http://node7:8000`. A `/` or `/v1` at its end is taken off.
@@ -187,15 +187,9 @@ class RolloutConfig(Section):
     """Divides the logits when sampling and in every log-probability."""
     stop: tuple[str, ...] = ()
     """Texts that end a response too, beside the model's end tokens (`["\\nUser:"]`); the reward does not read them."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` is faster on GPUs, and draws from a generator of its own: no run can be repeated to the bit."""
-    vllm: VLLMConfig = VLLMConfig()
-
-    @model_validator(mode="after")
-    def _keys_of_the_engine(self) -> Self:
-        if self.engine != "vllm" and self.vllm != VLLMConfig():
-            raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm, or rollout.vllm={}")
-        return self
+    vllm: VLLMConfig | None = None
+    """With a mapping, also an empty one (`{}`), vLLM samples: it is faster on GPUs, and draws from a generator of its
+    own, so that no run can be repeated to the bit. None: transformers samples."""
 
 
 class PPOConfig(Section):
@@ -365,8 +359,9 @@ class PPOStageConfig(RunConfig):
     @property
     def sampled_in(self) -> Precision:
         """The type that vLLM computes in."""
-        in_half = self.training.bf16 or self.rollout.vllm.mode == "server"
-        return self.rollout.vllm.dtype or ("bfloat16" if in_half else "float32")
+        vllm = self.rollout.vllm or VLLMConfig()
+        in_half = self.training.bf16 or vllm.mode == "server"
+        return vllm.dtype or ("bfloat16" if in_half else "float32")
 
     @property
     def rounded_to(self) -> Precision:

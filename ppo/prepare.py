@@ -68,7 +68,7 @@ def prepare(config: PPOStageConfig, registry: Registry) -> Prepared:
     heartbeat.enter("reading the data", patient=True)
     train_set, eval_set = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(eval_set.items))
-    if config.rollout.engine == "vllm":
+    if config.rollout.vllm is not None:
         from alignment.generation.vllm import check_installed
 
         check_installed()

@@ -30,6 +30,8 @@ REMOVED_KEYS = {
     "rewards.overlong_penalty": _LENGTH,
     "rewards.scaling": "set rewards.normalize, which has its values and `each`",
     "rollout.allow_filtered": _UNFILTERED,
+    "rollout.engine": "vLLM samples where rollout.vllm is a mapping; for vllm write rollout.vllm={}, for transformers "
+    "rollout.vllm=null, in its place",
     "rollout.importance_cap": "the weight that corrects vLLM's log-probabilities is capped at 2; take it out",
     "rollout.top_k": _UNFILTERED,
     "rollout.top_p": _UNFILTERED,

@@ -137,12 +137,12 @@ def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) ->
 
 def make_sampler(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
     """The engine that samples the policy's responses."""
-    if config.rollout.engine == "transformers":
+    vllm = config.rollout.vllm
+    if vllm is None:
         return TransformersEngine(models.policy.model, models.tokenizer)
     from alignment.generation.vllm import VLLMEngine
     from alignment.generation.vllm_server import free_port
 
-    vllm = config.rollout.vllm
     return VLLMEngine(
         models.policy.model,
         accelerator,

@@ -37,8 +37,8 @@ def check_installed() -> None:
 
     if not vllm_generation.is_vllm_available():
         raise GenerationError(
-            "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or "
-            "set rollout.engine=transformers"
+            "rollout.vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or set "
+            "rollout.vllm=null"
         )
 
 
@@ -72,7 +72,7 @@ class VLLMEngine:
     ) -> None:
         check_installed()
         if getattr(policy, "is_loaded_in_4bit", False):
-            raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
+            raise GenerationError("rollout.vllm: there is no way to send 4-bit weights; set model.method=lora")
         self._sampling = sampling
         rows = policy.get_input_embeddings().num_embeddings
         if sampling.vocabulary is not None and rows > sampling.vocabulary:  # padding rows are no tokens
@@ -112,15 +112,15 @@ class VLLMEngine:
             self._vllm.sync_weights()
         except Exception as error:  # whatever vLLM, its workers or its server raise
             raise GenerationError(
-                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see "
-                "docs/cluster/vllm.md, or sample by rollout.engine=transformers (without rollout.vllm)"
+                f"rollout.vllm: vLLM did not take the policy's weights: {_first_line(error)}; see "
+                "docs/cluster/vllm.md, or sample without vLLM (rollout.vllm=null)"
             ) from error
         try:
             outputs = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
         except Exception as error:  # likewise
-            raise GenerationError(f"rollout.engine=vllm: vLLM failed while it sampled: {_first_line(error)}") from error
+            raise GenerationError(f"rollout.vllm: vLLM failed while it sampled: {_first_line(error)}") from error
         if outputs[2] is None:
-            raise GenerationError("rollout.engine=vllm: vLLM gave no log-probabilities of what it sampled")
+            raise GenerationError("rollout.vllm: vLLM gave no log-probabilities of what it sampled")
         responses, logprobs = [], []
         for ids, candidates in zip(outputs[1], outputs[2], strict=True):
             length = len(through_end(ids, sampling.end_token_ids))

@@ -256,8 +256,8 @@ def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):
 def test_a_dry_run_says_that_there_is_no_vllm(house, capsys):
     if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed")
-    assert stage("rollout.engine=vllm", "--dry-run") == 2
-    assert "rollout.engine=vllm needs vLLM" in capsys.readouterr().err
+    assert stage("rollout.vllm={}", "--dry-run") == 2
+    assert "rollout.vllm needs vLLM" in capsys.readouterr().err
 
 
 def test_texts_are_mixed_in_too_and_a_dry_run_reads_them(house, capsys):

@@ -62,7 +62,7 @@ def house(tmp_path_factory):
         "model": {"policy": "sft", "value": "trunk"},
         "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 64},
         "rewards": {"others": [{"function": "kinds:kinds"}]},
-        "rollout": {"batch_size": 8, "max_new_tokens": 16, "engine": "vllm", "vllm": {"gpu_memory_utilization": 0.05}},
+        "rollout": {"batch_size": 8, "max_new_tokens": 16, "vllm": {"gpu_memory_utilization": 0.05}},
         "training": {"max_steps": 3, "learning_rate": 1e-2, "eval_steps": 0, "load_best_model_at_end": False},
         "registry": {"name": "ppo", "path": "registry"},
         "tracking": {"wandb": "disabled"},
