@@ -170,7 +170,7 @@ class Alarms:
             return None
         return (
             f"{entropy:.3f} nats a token, {entropy / start:.0%} of the start's: the policy says one thing only and "
-            "learns no more; raise ppo.kl_coef or ppo.entropy_coef, or lower training.learning_rate"
+            "learns no more; raise ppo.kl_coef, or lower training.learning_rate"
         )
 
     def _truncation(self, stats: Mapping[str, float]) -> str | None:

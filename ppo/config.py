@@ -216,8 +216,6 @@ class PPOConfig(Section):
     """In standard deviations of the scores (see `rewards.normalize`)."""
     vf_coef: NonNegative = 0.1
     """Weight of the critic's loss."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
     num_epochs: Count = 2
     """Passes over each rollout."""
     num_minibatches: Count = 1

@@ -100,9 +100,9 @@ def workload(
     tokens = min(max(training.microbatch_tokens, length), minibatch)
     scored = min(max(NO_GRADIENT * training.microbatch_tokens, length), episodes * length)
     block = max(1, LOGITS_AT_ONCE // policy.shape.vocab_size)
-    repeated, entropy = minibatch > tokens, config.ppo.entropy_coef > 0
+    repeated = minibatch > tokens
     joined = length if rollout.num_generations > 1 else 0
-    passes = [Pass(policy, tokens, min(tokens, block), repeated, joined, entropy)]
+    passes = [Pass(policy, tokens, min(tokens, block), repeated, joined)]
     if critic is not None and critic.layers:  # else its head is read from the policy's pass
         passes.append(Pass(critic, tokens, 0, repeated, joined))
     return Workload(

@@ -103,7 +103,6 @@ PPO = _metrics(
     ("policy/approx_kl", "nats/token", "from the policy of the rollout, k3"),
     ("policy/clip_fraction", "share", "tokens whose ratio was clipped"),
     ("policy/kl_loss", "nats/token", "KL as a term of the loss"),
-    ("policy/entropy_bonus", "nats/token", "entropy as a term of the loss"),
     ("policy/grad_norm", "", "norm of the policy's gradient before clipping"),
     ("value/loss", "", "squared error of the critic, a half"),
     ("value/clip_fraction", "share", "values that were clipped"),

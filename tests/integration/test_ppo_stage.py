@@ -216,7 +216,7 @@ def test_the_best_of_the_evaluations_is_published(house, capsys):
     [
         ["ppo.advantage_estimator=rloo", "rollout.num_generations=4", "model.method=lora"],
         ["model.value=adapter", "ppo.kl_in=loss", "training.ema_decay=0.5", "ppo.kl_target=1"],
-        ["model.value=trunk", "ptx.train=demonstrations.jsonl", "ppo.entropy_coef=0.01", "rewards.normalize=running"],
+        ["model.value=trunk", "ptx.train=demonstrations.jsonl", "rewards.normalize=running"],
         [
             "model.held_out_reward=reward",
             "training.max_kl=50",
