@@ -187,9 +187,17 @@ class RolloutConfig(Section):
     """Divides the logits when sampling and in every log-probability."""
     stop: tuple[str, ...] = ()
     """Texts that end a response too, beside the model's end tokens (`["\\nUser:"]`); the reward does not read them."""
+    lag: Literal[0, 1] = 0
+    """1: the responses of an iteration are sampled before the update of the iteration before, so that a vLLM server
+    (`server_base_url`) samples while the update runs; the loss is corrected for it (docs/cluster/vllm.md)."""
     vllm: VLLMConfig | None = None
     """With a mapping, also an empty one (`{}`), vLLM samples: it is faster on GPUs, and draws from a generator of its
     own, so that no run can be repeated to the bit. None: transformers samples."""
+
+    @property
+    def by_server(self) -> bool:
+        """Whether a server samples, on other hardware than this run's."""
+        return self.vllm is not None and self.vllm.mode == "server"
 
 
 class PPOConfig(Section):
@@ -357,9 +365,8 @@ class PPOStageConfig(RunConfig):
     @property
     def sampled_in(self) -> Precision:
         """The type that vLLM computes in."""
-        vllm = self.rollout.vllm or VLLMConfig()
-        in_half = self.training.bf16 or vllm.mode == "server"
-        return vllm.dtype or ("bfloat16" if in_half else "float32")
+        given = None if self.rollout.vllm is None else self.rollout.vllm.dtype
+        return given or ("bfloat16" if self.training.bf16 or self.rollout.by_server else "float32")
 
     @property
     def rounded_to(self) -> Precision:
@@ -378,6 +385,11 @@ class PPOStageConfig(RunConfig):
         if estimator in GROUPED and generations < 2:
             raise ValueError(
                 f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
+            )
+        if self.rollout.dynamic_sampling and self.rollout.lag:
+            raise ValueError(
+                "rollout.dynamic_sampling samples anew once scores are known, and with rollout.lag=1 the sampler is at "
+                "the next iteration by then; take one of them out"
             )
         if self.rollout.dynamic_sampling and estimator not in GROUPED:
             raise ValueError(

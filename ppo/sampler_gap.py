@@ -138,7 +138,7 @@ def check(gap: Gap, config: PPOStageConfig, rounding: Callable[[], float]) -> No
 
 def way_out(config: PPOStageConfig) -> str:
     """Advice in keys that this config takes."""
-    if config.rollout.vllm is not None and config.rollout.vllm.mode == "server":
+    if config.rollout.by_server:
         return "start the server anew (docs/cluster/vllm.md), and let rollout.vllm.dtype say what it computes in"
     first = (
         "see docs/cluster/vllm.md"

@@ -279,7 +279,7 @@ class Updater:
             totals |= {"policy/approx_kl": policy.kl_sum, "policy/clip_fraction": policy.num_clipped}
             if ppo.kl_in == "loss":
                 ref = batch.pick(episodes.ref_logprobs)
-                kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens)
+                kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens, weights=weights)
                 terms.append(episodes.loss_kl_coef * kl)
                 totals["policy/kl_loss"] = kl * num_tokens
         if outputs.values is not None:

@@ -224,10 +224,10 @@ def test_the_best_of_the_evaluations_is_published(house, capsys):
             "training.gradient_checkpointing=true",
         ],
         ["model.method=qlora", "model.value=trunk"],
-        ["model.method=dora", "rewards.missing_eos_penalty=1", "model.offload=true"],
+        ["model.method=dora", "rewards.missing_eos_penalty=1", "model.offload=true", "rollout.lag=1"],
     ],
 )
-def test_options_run_together(house, changes):
+def test_options_run_together(house, changes, capsys):
     if "model.method=qlora" in changes:
         pytest.importorskip("bitsandbytes")
     rows = [{"prompt": f"Where is {n}?", "completion": f"On floor {n}."} for n in range(4)]
@@ -241,6 +241,7 @@ def test_options_run_together(house, changes):
     if "ptx.train" in str(changes):
         assert all(row["ptx/loss"] > 0 for row in steps)
         assert "demonstrations.jsonl" in str(version.manifest.data)
+    assert capsys.readouterr().err.count("rollout.lag=1 lets a vLLM server sample") == ("rollout.lag=1" in changes)
 
 
 def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):

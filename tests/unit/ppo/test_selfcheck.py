@@ -15,7 +15,7 @@ from alignment.registry import Registry
 from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
 from ppo.loading import find_models, load_models
-from ppo.rollout import how_to_sample
+from ppo.sampler import how_to_sample
 from ppo.selfcheck import check_models
 from ppo.sequences import Row, lay_out
 
