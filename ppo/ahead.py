@@ -3,7 +3,7 @@
 With theta_k the weights before update k: iteration k begins to sample the responses of iteration k + 1 by theta_k, then
 scores its own responses and takes its update, and last waits for what is sampled. So the responses of iteration k + 1
 are from theta_k, one update old, and those of iterations 0 and 1 both from the start (Noukhovitch et al. 2024,
-"Asynchronous RLHF", section 3.2: online, off-policy by one step). Weights go to the server between two iterations
+"Asynchronous RLHF": online, and off-policy by one step). Weights go to the server between two iterations
 alone, when no request is in flight.
 
 Which weights compute what an update learns from:
@@ -15,8 +15,8 @@ Which weights compute what an update learns from:
 
 The ratio of PPO is to the policy right before the update (the proximal policy), so it begins at 1 and is clipped around
 1; each token's policy loss is weighted by min(proximal / sampler, 2). That is the decoupled objective of Hilton et al.
-2022, "Batch size-invariance for policy optimization", equation 2, which AReaL (Fu et al. 2025, equation 5) has for
-older responses. The KL that is subtracted from the reward is the proximal policy's, since its gradient is to be that of
+2022, "Batch size-invariance for policy optimization", truncated, which AReaL (Fu et al. 2025) has for older responses.
+The KL that is subtracted from the reward is the proximal policy's, since its gradient is to be that of
 the policy which is trained. Returns are sums over the sampled tokens, and carry no weights: they are those of the older
 policy from each token on, as its states are.
 """
@@ -83,7 +83,7 @@ class Ahead:
         if (batch.step, batch.asked) != (step, self._digest(self._tasks(prompt_indices))):
             if self.collector.accelerator.is_main_process:
                 say(
-                    f"ppo: iteration {step + 1}: prompts or settings of sampling have changed since its responses were "
+                    f"warning: iteration {step + 1}: prompts or settings of sampling have changed since its responses were "
                     "sampled; it samples anew, by the policy of now"
                 )
             return None

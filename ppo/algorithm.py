@@ -197,7 +197,7 @@ def truncated_importance_weights(
 ) -> Tensor:
     """min(policy / sampler, cap) at each token, for responses that another model than the policy sampled (truncated
     importance sampling, Ionides 2008): (...), 1 where masked. Such another model is an inference engine, which rounds,
-    and the policy before the last update, with `old_logprobs` of the one after it (Hilton et al. 2022, equation 2)."""
+    and the policy before the last update, with `old_logprobs` of the one after it (Hilton et al. 2022)."""
     log_ratio = torch.where(mask, old_logprobs - sampled_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return log_ratio.exp().clamp(max=cap)
 

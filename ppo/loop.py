@@ -185,6 +185,9 @@ class Loop:
     def _begin(self, prompt_indices: Sequence[int]) -> None:
         """The first rollout, which sets the score statistics; then the critic is fitted and the start evaluated."""
         rollout, rollout_seconds = self._collect(prompt_indices)
+        if self.config.rollout.lag and self.config.rollout.vllm is not None:
+            text = "with rollout.lag=1 the gap holds the step of an update; evaluations stop the run where it is large"
+            self.journal.not_measured(self.step, "sampler gap", text)
         if self.config.ppo.value_pretrain is not None:
             rollout = self._pretrain_critic(rollout)
         self._initial_rollout = rollout, rollout_seconds

@@ -17,7 +17,10 @@ from alignment.runs.checkpoint import load_state, save_state
 from alignment.seeds import stream_seed
 from ppo import sampler_gap, update
 from ppo.ahead import Ahead
+from ppo.algorithm import IMPORTANCE_CAP, ScoreStats
+from ppo.episodes import Episodes
 from ppo.prompts import make_tasks, prompt_batches
+from ppo.sequences import Row
 
 SECONDS = 60
 """How long a thread waits for another before a test fails."""
@@ -128,6 +131,49 @@ def test_the_loss_of_each_token_is_weighted_and_the_kl_is_of_what_it_says(lagged
         torch.testing.assert_close(rollout.kl[kept], (rollout.old_logprobs - rollout.ref_logprobs)[kept])
         assert row["rollout/sampler_gap_max"] > 0 and "rollout/importance_capped" in row
     assert abs(float(expected.max()) - 1) > 1e-2  # the last one's weights matter
+
+
+def test_in_expectation_the_gradient_is_that_of_the_policy_now(make_loop, stage_config):
+    """All answers of one token, each as often as an older policy says it: the sum of the update's gradients is the
+    gradient of the mean advantage under the policy of now, which needs no sampling. Without the weights, or with their
+    inverse, it is another one."""
+    models = build_models(ref_seed=7)
+    loop = make_loop(models, stage_config(training={"max_grad_norm": 1e9}))
+    prompt, tokens = [2, 3], range(12)
+    policy = models.policy.model
+    now = policy(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    stream = torch.Generator().manual_seed(0)
+    older = now.detach().exp() * torch.empty(12).uniform_(0.6, 1.4, generator=stream)
+    counts = (400 * older / older.sum()).round().clamp(min=1).long()
+    sampled = (counts / counts.sum()).log()
+    assert (now - sampled).exp().max() < IMPORTANCE_CAP and (now - sampled).abs().max() > 0.3
+    advantage = torch.randn(12, generator=stream)
+    exact = torch.autograd.grad(-(now.exp() * advantage).sum(), list(policy.parameters()), allow_unused=True)
+
+    answers = [token for token in tokens for _ in range(counts[token])]
+    rows = [Row(prompt, [token]) for token in answers]
+    column = torch.tensor(answers)
+    mask, zeros = torch.ones(len(rows), 1, dtype=torch.bool), torch.zeros(len(rows), 1)
+    episodes = Episodes(
+        rows, mask, now.detach()[column][:, None], zeros, advantage[column][:, None], sampled[column][:, None],
+        zeros, zeros, ScoreStats(), 0.0,
+    )  # fmt: skip
+
+    def apart():
+        loop.engine.optimizer.zero_grad()
+        loop.updater._gradients(episodes, list(range(len(rows))), [], is_first=False, only_critic=False)
+        given = [parameter.grad for parameter in policy.parameters()]
+        pairs = [(one, other) for one, other in zip(given, exact, strict=True) if other is not None]
+        return float(
+            sum((one - other).square().sum() for one, other in pairs) / sum(x.square().sum() for _, x in pairs)
+        )
+
+    assert apart() < 1e-8
+    for wrong in (torch.ones_like, torch.reciprocal):
+        with pytest.MonkeyPatch.context() as patch:
+            right = update.truncated_importance_weights
+            patch.setattr(update, "truncated_importance_weights", lambda *given: wrong(right(*given)))  # noqa: B023
+            assert apart() > 1e-3
 
 
 def test_what_is_sampled_ahead_is_kept_and_dropped_where_it_does_not_fit(lagged, tmp_path, capsys):
@@ -250,6 +296,8 @@ def test_the_step_of_an_update_is_no_gap_of_the_sampler(server, monkeypatch):
     loop, _ = server(1, training={"learning_rate": 3e-2})
     raised = []
     monkeypatch.setattr(loop, "report", lambda name, level, text: raised.append(name))
+    missing = []
+    monkeypatch.setattr(loop.journal, "not_measured", lambda step, name, text: missing.append(name))
     loop.run()
     assert len(checked) == 1
-    assert "sampler gap" not in raised
+    assert "sampler gap" not in raised and missing == ["sampler gap"]
