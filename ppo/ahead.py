@@ -83,8 +83,8 @@ class Ahead:
         if (batch.step, batch.asked) != (step, self._digest(self._tasks(prompt_indices))):
             if self.collector.accelerator.is_main_process:
                 say(
-                    f"warning: iteration {step + 1}: prompts or settings of sampling have changed since its responses were "
-                    "sampled; it samples anew, by the policy of now"
+                    f"warning: iteration {step + 1}: prompts or settings of sampling have changed since its responses "
+                    "were sampled; it samples anew, by the policy of now"
                 )
             return None
         return batch.sampled
