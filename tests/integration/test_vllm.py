@@ -199,6 +199,21 @@ def test_a_server_without_nccl_samples_by_the_policy(house, python, server, over
     assert not (house / "runs" / name / "vllm-weights").exists()
 
 
+@pytest.mark.parametrize("launch_file", [None, launching.DDP], ids=["one", "two"])
+def test_a_server_samples_one_update_ahead(house, python, server, launch_file):
+    """The gap is then the step of an update; there is none in the first rollout."""
+    if launch_file is not None:
+        (house / "ddp.yaml").write_text(launch_file)
+        launch_file = house / "ddp.yaml"
+    name = "ahead-one" if launch_file is None else "ahead-two"
+    found, steps = run(house, python, name, server, "rollout.lag=1", launch_file=launch_file)
+    assert found.code == 0, found.output[-4000:]
+    assert [row["rollout/lag"] for row in steps] == [0, 1, 1]
+    gaps = [row["rollout/sampler_gap_max"] for row in steps]
+    print(gaps, [row["time/generate"] for row in steps])
+    assert gaps[0] < 1e-4 < 1e-2 < min(gaps[1:])
+
+
 def test_a_server_gets_the_weights_of_a_policy_in_shards(house, python, server):
     launch_file = launching.deepspeed_file(house, "zero3", **launching.PARTED)
     found, steps = run(house, python, "served-zero3", server, launch_file=launch_file)
