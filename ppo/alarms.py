@@ -62,7 +62,7 @@ WATCHED: dict[str, Level] = {
 
 def watched(config: PPOStageConfig) -> list[str]:
     """The alarms that a run can have."""
-    never = {"sampler gap"} if config.rollout.engine == "transformers" else set()
+    never = {"sampler gap"} if config.rollout.vllm is None or config.rollout.lag else set()
     never |= set() if config.rewards.constraints else {"constraint"}
     return [name for name in WATCHED if name not in never]
 
@@ -91,7 +91,9 @@ class Alarms:
         self._has_model = config.model.reward is not None
         own = judge_of(values | {"model": {**values["model"], "held_out_reward": None}})
         self._reward = "the reward" if own is None or own.kind == "sum" else f"the {own.kind} {own.name}"
-        self._gap_limit, self._gap_way_out = LIMITS[config.rounded_to].alarm, way_out(config)
+        # With a lag the gap holds the step of an update, which is no fault.
+        self._gap_limit = math.inf if config.rollout.lag else LIMITS[config.rounded_to].alarm
+        self._gap_way_out = way_out(config)
         self._start: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._raised: list[str] = []
@@ -150,7 +152,7 @@ class Alarms:
             return None
         return (
             f"{kl:.2f} nats a response, which no KL can be: the responses are not drawn from the policy that is "
-            "trained (another temperature, a stale engine); see rollout.engine and docs/cluster/vllm.md"
+            "trained (another temperature, a stale engine); see rollout.vllm and docs/cluster/vllm.md"
         )
 
     def _exploding_kl(self, stats: Mapping[str, float]) -> str | None:
@@ -170,7 +172,7 @@ class Alarms:
             return None
         return (
             f"{entropy:.3f} nats a token, {entropy / start:.0%} of the start's: the policy says one thing only and "
-            "learns no more; raise ppo.kl_coef or ppo.entropy_coef, or lower training.learning_rate"
+            "learns no more; raise ppo.kl_coef, or lower training.learning_rate"
         )
 
     def _truncation(self, stats: Mapping[str, float]) -> str | None:

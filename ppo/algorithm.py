@@ -196,7 +196,8 @@ def truncated_importance_weights(
     old_logprobs: Tensor, sampled_logprobs: Tensor, mask: Tensor, cap: float = IMPORTANCE_CAP
 ) -> Tensor:
     """min(policy / sampler, cap) at each token, for responses that another model than the policy sampled (truncated
-    importance sampling, Ionides 2008; an inference engine's rounding is such another model): (...), 1 where masked."""
+    importance sampling, Ionides 2008): (...), 1 where masked. Such another model is an inference engine, which rounds,
+    and the policy before the last update, with `old_logprobs` of the one after it (Hilton et al. 2022)."""
     log_ratio = torch.where(mask, old_logprobs - sampled_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return log_ratio.exp().clamp(max=cap)
 
@@ -207,6 +208,8 @@ def kl_loss(
     ref_logprobs: Tensor,
     mask: Tensor,
     num_tokens: Tensor | float,
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The KL from the reference as a loss term: the k2 estimator, summed over kept tokens / `num_tokens` (Schulman
     2020, "Approximating KL divergence").
@@ -215,11 +218,15 @@ def kl_loss(
     policy is the gradient of the KL at that token. k3 = exp(-d) - 1 + d has (1 - exp(-d)) * grad(logprobs): the
     gradient of the KL the other way round, KL(reference || policy). k1 = d has grad(logprobs), of expectation 0. Each
     token counts by its detached ratio to the policy that sampled it, so that the expectations hold after the first
-    step too. A token's effect on the KL of later tokens is in no gradient: for that the KL belongs in the reward.
+    step too; `weights` are as in `policy_loss`. A token's effect on the KL of later tokens is in no gradient: for that
+    the KL belongs in the reward.
     """
     log_ratio = torch.where(mask, logprobs.detach() - old_logprobs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     log_ratio_to_ref = torch.where(mask, logprobs - ref_logprobs, 0.0)
-    return torch.where(mask, log_ratio.exp() * 0.5 * log_ratio_to_ref**2, 0.0).sum() / num_tokens
+    losses = log_ratio.exp() * 0.5 * log_ratio_to_ref**2
+    if weights is not None:
+        losses = losses * weights
+    return torch.where(mask, losses, 0.0).sum() / num_tokens
 
 
 class ValueLoss(NamedTuple):

@@ -50,7 +50,7 @@ def check_copies(config: PPOStageConfig, world_size: int) -> None:
     Raises:
         ConfigError: names the key, and the nearest size that works.
     """
-    together = config.rollout.vllm.tensor_parallel_size
+    together = 1 if config.rollout.vllm is None else config.rollout.vllm.tensor_parallel_size
     if world_size % together:
         raise ConfigError(
             f"rollout.vllm.tensor_parallel_size={together} does not divide the {world_size} processes; use "

@@ -125,7 +125,7 @@ class RewardsConfig(Section):
 
 
 class VLLMConfig(Section):
-    """vLLM as `rollout.engine`, by the names of TRL's VLLMGeneration."""
+    """How vLLM samples, by the names of TRL's VLLMGeneration."""
 
     server_base_url: str | None = None
     """A server samples, with `vllm serve` on other nodes: `http://node7:8000`. A `/` or `/v1` at its end is taken off.
@@ -187,15 +187,17 @@ class RolloutConfig(Section):
     """Divides the logits when sampling and in every log-probability."""
     stop: tuple[str, ...] = ()
     """Texts that end a response too, beside the model's end tokens (`["\\nUser:"]`); the reward does not read them."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """`vllm` is faster on GPUs, and draws from a generator of its own: no run can be repeated to the bit."""
-    vllm: VLLMConfig = VLLMConfig()
+    lag: Literal[0, 1] = 0
+    """1: the responses of an iteration are sampled before the update of the iteration before, so that a vLLM server
+    (`server_base_url`) samples while the update runs; the loss is corrected for it (docs/cluster/vllm.md)."""
+    vllm: VLLMConfig | None = None
+    """With a mapping, also an empty one (`{}`), vLLM samples: it is faster on GPUs, and draws from a generator of its
+    own, so that no run can be repeated to the bit. None: transformers samples."""
 
-    @model_validator(mode="after")
-    def _keys_of_the_engine(self) -> Self:
-        if self.engine != "vllm" and self.vllm != VLLMConfig():
-            raise ValueError("rollout.vllm is only for engine=vllm; set rollout.engine=vllm, or rollout.vllm={}")
-        return self
+    @property
+    def by_server(self) -> bool:
+        """Whether a server samples, on other hardware than this run's."""
+        return self.vllm is not None and self.vllm.mode == "server"
 
 
 class PPOConfig(Section):
@@ -222,8 +224,6 @@ class PPOConfig(Section):
     """In standard deviations of the scores (see `rewards.normalize`)."""
     vf_coef: NonNegative = 0.1
     """Weight of the critic's loss."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
     num_epochs: Count = 2
     """Passes over each rollout."""
     num_minibatches: Count = 1
@@ -365,8 +365,8 @@ class PPOStageConfig(RunConfig):
     @property
     def sampled_in(self) -> Precision:
         """The type that vLLM computes in."""
-        in_half = self.training.bf16 or self.rollout.vllm.mode == "server"
-        return self.rollout.vllm.dtype or ("bfloat16" if in_half else "float32")
+        given = None if self.rollout.vllm is None else self.rollout.vllm.dtype
+        return given or ("bfloat16" if self.training.bf16 or self.rollout.by_server else "float32")
 
     @property
     def rounded_to(self) -> Precision:
@@ -385,6 +385,11 @@ class PPOStageConfig(RunConfig):
         if estimator in GROUPED and generations < 2:
             raise ValueError(
                 f"ppo.advantage_estimator={estimator} compares the responses to a prompt; set rollout.num_generations=4"
+            )
+        if self.rollout.dynamic_sampling and self.rollout.lag:
+            raise ValueError(
+                "rollout.dynamic_sampling samples anew once scores are known, and with rollout.lag=1 the sampler is at "
+                "the next iteration by then; take one of them out"
             )
         if self.rollout.dynamic_sampling and estimator not in GROUPED:
             raise ValueError(

@@ -18,6 +18,7 @@ from alignment.runs.journal import Journal, Level
 from alignment.runs.signals import Control, Wanted, exit_if_preempted, note_step
 from alignment.terminal import progress
 from ppo import sampler_gap
+from ppo.ahead import Ahead
 from ppo.alarms import Alarms
 from ppo.config import GROUPED, PPOStageConfig
 from ppo.constraints import Lagrangian
@@ -29,8 +30,9 @@ from ppo.models import Models
 from ppo.optimizer import make_optimizer, make_schedule
 from ppo.prompts import EncodedPrompt, make_tasks, prompt_batches, share_of_process
 from ppo.reward_sources import load_sources
-from ppo.rollout import Collector, Rollout, make_sampler
+from ppo.rollout import Collector, Rollout
 from ppo.rows import Row
+from ppo.sampler import make_sampler
 from ppo.selfcheck import check_models
 from ppo.state import RunState, Stateful
 from ppo.stats import rollout_stats
@@ -80,6 +82,7 @@ class Loop:
             [answer.prompt for answer in answers], models.tokenizer, config.model.reward_weights,
         )  # fmt: skip
         self.collector = Collector(config, models, sampler, sources, accelerator)
+        self.ahead = Ahead(config, self.collector, self.prompts)
         after_step = self.ema.update if self.ema is not None else lambda: None
         self.updater = Updater(config, models, self.engine, ptx_rows, after_step, journal.event)
         self.kl_controller = KLController.for_run(
@@ -101,7 +104,7 @@ class Loop:
             "alarms": self.alarms, "components": components,
         }  # fmt: skip
         parts |= {} if self.lagrangian is None else {"lagrangian": self.lagrangian}
-        self.state = RunState(self.engine, self.updater, self.evaluation, self.ema, parts)
+        self.state = RunState(self.engine, self.updater, self.evaluation, self.ema, self.ahead, parts)
         self._initial_rollout: tuple[Rollout, float] | None = None
         """The first iteration's rollout and its seconds: score statistics and the first evaluation need it before."""
         self._spread_metrics: dict[str, float] = {}
@@ -148,6 +151,10 @@ class Loop:
     def iterate(self, prompt_indices: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
         config = self.config
+        begun = time.monotonic()
+        if config.rollout.lag and self.step + 1 < config.training.max_steps:
+            self.ahead.begin(self.step + 1)
+        waited = time.monotonic() - begun
         rollout, rollout_seconds = self._initial_rollout or self._collect(prompt_indices)
         collected, self._initial_rollout = time.monotonic(), None
         rewards = self.target_builder.rewards(rollout)
@@ -155,6 +162,9 @@ class Loop:
         stats = rollout_stats(rollout, self.target_builder.scores(rollout), targets, config.ppo.kl_in == "reward")
         stats |= self._spread_metrics | self._sampler_gap_metrics(rollout)
         stats |= self.updater.update(self.step, rollout, targets)
+        optimized = time.monotonic()
+        self.ahead.finish()
+        waited += time.monotonic() - optimized
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
         if self.lagrangian is not None:
             stats |= self.lagrangian.metrics(stats)
@@ -164,8 +174,9 @@ class Loop:
         self.state.step += 1
         tokens = stats["rollout/length"] * config.rollout.batch_size
         stats["rollout/tokens_per_second"] = tokens / max(rollout.seconds, 1e-9)
-        stats |= {"time/generate": rollout.seconds, "time/score": rollout_seconds - rollout.seconds}
-        stats |= {"time/rollout": rollout_seconds, "time/optimize": time.monotonic() - collected}
+        sampling = 0.0 if rollout.lagged else rollout.seconds
+        stats |= {"time/generate": sampling + waited, "time/score": rollout_seconds - sampling}
+        stats |= {"time/rollout": rollout_seconds + waited, "time/optimize": optimized - collected}
         self.journal.log(self.step, stats)
         if self.evaluation.is_due(self.step):
             self.journal.histogram(self.step, "rollout/advantage", targets.advantages[rollout.response_mask].tolist())
@@ -174,6 +185,9 @@ class Loop:
     def _begin(self, prompt_indices: Sequence[int]) -> None:
         """The first rollout, which sets the score statistics; then the critic is fitted and the start evaluated."""
         rollout, rollout_seconds = self._collect(prompt_indices)
+        if self.config.rollout.lag and self.config.rollout.vllm is not None:
+            text = "with rollout.lag=1 the gap holds the step of an update; evaluations stop the run where it is large"
+            self.journal.not_measured(self.step, "sampler gap", text)
         if self.config.ppo.value_pretrain is not None:
             rollout = self._pretrain_critic(rollout)
         self._initial_rollout = rollout, rollout_seconds
@@ -186,7 +200,8 @@ class Loop:
         heartbeat.enter(f"the rollout of iteration {self.step + 1}")
         tasks = make_tasks(self.prompts, prompt_indices, config.rollout.num_generations)
         share, seed = share_of_process(tasks, self.accelerator), config.training.seed
-        rollout = self.collector.collect(share, seed, self.step, with_entropy=True)
+        given = self.ahead.take(prompt_indices, self.step)
+        rollout = self.collector.collect(share, seed, self.step, given=given, with_entropy=True)
         components, previous = self.collector.components, self.reward_scaler.start
         components.observe(rollout.parts, all_reduce_sum)
         rollout = replace(rollout, scores=components.total(rollout.parts))  # by the statistics that it may have set
@@ -209,10 +224,11 @@ class Loop:
         return pretraining.run(first, self.journal)
 
     def _sampler_gap_metrics(self, rollout: Rollout) -> dict[str, float]:
+        metrics = {"rollout/lag": float(rollout.lagged)} if self.config.rollout.lag else {}
         if rollout.sampled_logprobs is None:
-            return {}
+            return metrics
         gap = sampler_gap.measure(rollout.old_logprobs, rollout.sampled_logprobs, rollout.response_mask)
-        return sampler_gap.metrics(gap)
+        return metrics | sampler_gap.metrics(gap)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         heartbeat.enter(f"the checkpoint of iteration {self.step}")

@@ -19,6 +19,7 @@ from alignment.models.lengths import check_length
 from alignment.models.sources import ModelSource
 from alignment.registry import Registry
 from alignment.templates.rendering import Encoded
+from alignment.terminal import say
 from alignment.training.data_check import check_before_training
 from ppo.best_policy import check_selection
 from ppo.config import PPOStageConfig
@@ -68,10 +69,15 @@ def prepare(config: PPOStageConfig, registry: Registry) -> Prepared:
     heartbeat.enter("reading the data", patient=True)
     train_set, eval_set = train_and_eval(config.data, to_prompts)
     check_selection(config.training, num_held_out=len(eval_set.items))
-    if config.rollout.engine == "vllm":
+    if config.rollout.vllm is not None:
         from alignment.generation.vllm import check_installed
 
         check_installed()
+    if config.rollout.lag and not config.rollout.by_server and processes.is_main_process():
+        say(
+            "warning: rollout.lag=1 lets a vLLM server sample while an update runs, and here none does "
+            "(rollout.vllm.server_base_url): nothing is faster, and responses are one update old; set rollout.lag=0"
+        )
     heartbeat.enter("finding the models", patient=True)
     sources = processes.on_main_process(lambda: find_models(config, registry))
     _check_lengths(config, sources)

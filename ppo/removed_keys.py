@@ -12,6 +12,7 @@ REMOVED_KEYS = {
     "model.publish_value": "a critic of its own is always published beside its policy; take it out",
     "ppo.clip_range_high": "write both sides of the clip: ppo.clip_range=[0.2, 0.28]",
     "ppo.dual_clip": "take it out: a large ratio at a negative advantage is held by ppo.num_epochs and the KL",
+    "ppo.entropy_coef": "the KL keeps the entropy up: raise ppo.kl_coef, or the upper side of ppo.clip_range",
     "ppo.epoch_stop_kl": "lower ppo.num_epochs or training.learning_rate",
     "ppo.gamma": "responses are not discounted (gamma is 1); take it out",
     "ppo.kl_estimator": "it follows from ppo.kl_in: k1 in the reward, k2 in the loss; take it out",
@@ -30,6 +31,8 @@ REMOVED_KEYS = {
     "rewards.overlong_penalty": _LENGTH,
     "rewards.scaling": "set rewards.normalize, which has its values and `each`",
     "rollout.allow_filtered": _UNFILTERED,
+    "rollout.engine": "vLLM samples where rollout.vllm is a mapping; for vllm write rollout.vllm={}, for transformers "
+    "rollout.vllm=null, in its place",
     "rollout.importance_cap": "the weight that corrects vLLM's log-probabilities is capped at 2; take it out",
     "rollout.top_k": _UNFILTERED,
     "rollout.top_p": _UNFILTERED,

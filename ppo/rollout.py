@@ -10,15 +10,19 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from alignment.distributed.processes import Accelerator, all_reduce_max, all_reduce_sum, on_every_process
 from alignment.errors import ModelError
 from alignment.generation.engine import TransformersEngine
-from alignment.generation.sampling import Engine, Sampled, Sampling, has_ended, response_text
-from alignment.models.tokenizers import vocabulary_of
+from alignment.generation.sampling import (
+    BackgroundEngine,
+    Engine,
+    Sampled,
+    Sampling,
+    has_ended,
+    response_text,
+)
 from alignment.seeds import stream_seed
-from alignment.templates.ends import end_token_ids
 from alignment.templates.rendering import Message
 from ppo import sampler_gap
 from ppo.batch_plan import NO_GRADIENT
@@ -30,6 +34,7 @@ from ppo.reward_model import RewardModel
 from ppo.reward_sources import Source
 from ppo.roles import Pass, Role
 from ppo.rows import Row
+from ppo.sampler import how_to_sample
 from ppo.sequences import Microbatch, lay_out, split_by_tokens, split_further
 
 T = TypeVar("T")
@@ -47,8 +52,9 @@ class Rollout:
         ended: (B,) bool, True if EOS came within the limit.
         parts: (B,) each, the components of the scores, by name: `model` or its heads, functions, `score_std` of an
             ensemble.
-        sampled_logprobs: (B, T) of a sampling engine that is not the policy itself.
+        sampled_logprobs: (B, T) of a sampling engine that is not the policy itself, or of the policy before.
         seconds: duration of the sampling.
+        lagged: whether the policy sampled it one update ago (`ppo.ahead`).
     """
 
     tasks: list[Task]
@@ -64,6 +70,7 @@ class Rollout:
     parts: dict[str, Tensor] = field(default_factory=dict)
     sampled_logprobs: Tensor | None = None
     seconds: float = 0.0
+    lagged: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,6 +79,13 @@ class Rollout:
     def kl(self) -> Tensor:
         """k1 at each token, in nats: (B, T), 0 where masked."""
         return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0.0)
+
+    @property
+    def sampled_kl(self) -> Tensor:
+        """The same of the policy that sampled, over whose tokens this has the KL as its mean: (B, T)."""
+        if not self.lagged or self.sampled_logprobs is None:
+            return self.kl
+        return torch.where(self.response_mask, self.sampled_logprobs - self.ref_logprobs, 0.0)
 
     @property
     def lengths(self) -> Tensor:
@@ -124,45 +138,6 @@ class Grids(NamedTuple):
     values: Tensor
 
 
-def how_to_sample(config: PPOStageConfig, tokenizer: PreTrainedTokenizerBase) -> Sampling:
-    """The settings of the sampling engine."""
-    rollout = config.rollout
-    return Sampling(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        end_token_ids=end_token_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        batch_size=rollout.generation_batch_size,
-        stop=tuple(rollout.stop),
-        vocabulary=vocabulary_of(tokenizer),
-    )
-
-
-def make_sampler(config: PPOStageConfig, models: Models, accelerator: Accelerator) -> Engine:
-    """The engine that samples the policy's responses."""
-    if config.rollout.engine == "transformers":
-        return TransformersEngine(models.policy.model, models.tokenizer)
-    from alignment.generation.vllm import VLLMEngine
-    from alignment.generation.vllm_server import free_port
-
-    vllm = config.rollout.vllm
-    return VLLMEngine(
-        models.policy.model,
-        accelerator,
-        models.tokenizer,
-        how_to_sample(config, models.tokenizer),
-        config.data.max_length,
-        mode=vllm.mode,
-        server_base_url=vllm.server_base_url,
-        group_port=free_port(),
-        tensor_parallel_size=vllm.tensor_parallel_size,
-        gpu_memory_utilization=vllm.gpu_memory_utilization,
-        enable_sleep_mode=vllm.sleeps and accelerator.device.type == "cuda",
-        dtype=config.sampled_in,
-        weights_folder=config.run_dir / "vllm-weights",
-    )
-
-
 class Collector:
     """Samples and scores. What an episode is depends on the weights, its task and the seed, not on what it is with."""
 
@@ -187,45 +162,41 @@ class Collector:
         self,
         tasks: Sequence[Task],
         *seed: int,
-        responses: Sequence[list[int]] | None = None,
+        given: Sampled | None = None,
         with_entropy: bool = False,
     ) -> Rollout:
         """One response to each of this process's tasks, scored.
 
         Args:
             seed: of the sampling: the run's seed and the iteration.
-            responses: token ids that are there already, in place of sampling.
+            given: responses that are there already, in place of sampling; with log-probabilities where the policy of
+                the update before has sampled them.
             with_entropy: takes a second pass over the vocabulary.
         """
         tasks = list(tasks)
         models, device = self.models, self.accelerator.device
-        seeds = [stream_seed("sample", *seed, task.prompt_index, task.repeat) for task in tasks]
-        prompts = [task.ids for task in tasks]
         with models.keeping_states():
             # Under ZeRO-3 this engine samples from a whole policy, from which all is read then that has its weights.
-            whole = isinstance(self.sampler, TransformersEngine) and responses is None
+            whole = isinstance(self.sampler, TransformersEngine) and given is None
             with self.accelerator.autocast(), models.resident(models.on_policy(), device, whole=whole):
                 started = time.monotonic()
-                if responses is not None:
-                    sampled = Sampled(list(responses), None)
-                else:
-                    with models.policy.active():
-                        sampled = on_every_process(lambda: self.sampler.generate(prompts, seeds, self.sampling))
-                seconds = time.monotonic() - started
+                sampled = given or self._sample(tasks, seed)
+                seconds = time.monotonic() - started if given is None else given.seconds
                 rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
-                lengths = torch.tensor([len(row.response) for row in rows], device=device)
-                mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+                mask = self._mask(rows)
                 grids = Grids(*(torch.zeros(mask.shape, device=device) for _ in Grids._fields))
                 passes = self._passes(rows, grids, with_entropy)
                 for role, fill in passes:
                     if role.model is models.policy.model:
                         fill()
-                sampled_logprobs = self._sampled_logprobs(sampled, rows, grids.logprobs, mask)
+                sampled_logprobs = self._sampled_logprobs(sampled, mask)
+                if sampled_logprobs is not None and given is None:
+                    self._check_gap(sampled_logprobs, rows, grids.logprobs, mask)
             for role, fill in passes:
                 if role.model is not models.policy.model:
                     with self.accelerator.autocast(), models.resident(role.modules(), device):
                         fill()
-            if sampled_logprobs is not None:
+            if sampled_logprobs is not None and given is None:
                 self._check_for_stale_weights(grids, sampled_logprobs, mask)
             ended = torch.tensor(
                 [has_ended(row.response, self.sampling, models.tokenizer) for row in rows], device=device
@@ -236,21 +207,57 @@ class Collector:
             tasks, rows, texts, mask, grids.logprobs, grids.ref_logprobs,
             grids.entropy if with_entropy else None, grids.values,
             scores=scores, ended=ended, parts=parts, sampled_logprobs=sampled_logprobs, seconds=seconds,
+            lagged=given is not None and given.logprobs is not None,
         )  # fmt: skip
 
-    def _sampled_logprobs(self, sampled: Sampled, rows: Sequence[Row], logprobs: Tensor, mask: Tensor) -> Tensor | None:
-        """The engine's log-probabilities, (B, T), compared with the policy's; None if the policy itself samples."""
+    @torch.no_grad()
+    def begin(self, tasks: Sequence[Task], *seed: int) -> Callable[[], Sampled]:
+        """Begin to sample a response to each of this process's tasks by the weights as they are; the call that is
+        returned waits for them, and has their log-probabilities by these weights. Every process must call both."""
+        tasks, models, sampler = list(tasks), self.models, self.sampler
+        whole = isinstance(sampler, TransformersEngine)
+        with self.accelerator.autocast(), models.resident(models.on_policy(), self.accelerator.device, whole=whole):
+            if isinstance(sampler, BackgroundEngine):
+                with models.policy.active():
+                    finish = on_every_process(partial(sampler.begin, *self._requests(tasks, seed)))
+                return lambda: on_every_process(finish)
+            started = time.monotonic()
+            sampled = self._sample(tasks, seed)
+            seconds = time.monotonic() - started
+            rows = [Row(task.ids, response) for task, response in zip(tasks, sampled.responses, strict=True)]
+            # By the path that scores: where the weights stay, the importance weights are 1 to the last bit.
+            grid = self._policy_logprobs(rows, self._mask(rows)).tolist()
+        logprobs = [line[: len(row.response)] for line, row in zip(grid, rows, strict=True)]
+        return lambda: Sampled(sampled.responses, logprobs, seconds)
+
+    def _sample(self, tasks: Sequence[Task], seed: Sequence[int]) -> Sampled:
+        with self.models.policy.active():
+            return on_every_process(partial(self.sampler.generate, *self._requests(tasks, seed)))
+
+    def _requests(self, tasks: Sequence[Task], seed: Sequence[int]) -> tuple[list[list[int]], list[int], Sampling]:
+        """What an engine is asked: prompts, the seed of each response, and how to sample."""
+        seeds = [stream_seed("sample", *seed, task.prompt_index, task.repeat) for task in tasks]
+        return [task.ids for task in tasks], seeds, self.sampling
+
+    def _mask(self, rows: Sequence[Row]) -> Tensor:
+        """Where the responses have tokens: (B, T) bool."""
+        lengths = torch.tensor([len(row.response) for row in rows], device=self.accelerator.device)
+        return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+
+    def _sampled_logprobs(self, sampled: Sampled, mask: Tensor) -> Tensor | None:
+        """The engine's log-probabilities, (B, T); None if the policy itself samples."""
         if sampled.logprobs is None:
             return None
-        grid = torch.zeros_like(logprobs)
+        grid = torch.zeros(mask.shape, device=mask.device)
         for number, line in enumerate(sampled.logprobs):
             grid[number, : len(line)] = torch.tensor(line)
+        return grid
 
+    def _check_gap(self, sampled: Tensor, rows: Sequence[Row], logprobs: Tensor, mask: Tensor) -> None:
         def rounding() -> float:
             return sampler_gap.measure(logprobs, self._in_the_other_type(rows, mask), mask).mean
 
-        sampler_gap.check(sampler_gap.measure(logprobs, grid, mask), self.config, rounding)
-        return grid
+        sampler_gap.check(sampler_gap.measure(logprobs, sampled, mask), self.config, rounding)
 
     def _check_for_stale_weights(self, grids: Grids, sampled: Tensor, mask: Tensor) -> None:
         gap = sampler_gap.measure(grids.logprobs, sampled, mask)
@@ -261,12 +268,15 @@ class Collector:
     def _in_the_other_type(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
         """The policy's log-probabilities, (B, T), in the coarse type where it computes in float32, and the other way
         round."""
-        grid = torch.zeros(mask.shape, device=self.accelerator.device)
         coarse = getattr(torch, self.config.rounded_to)
-        other = torch.autocast(grid.device.type, coarse, enabled=not self.config.training.bf16)
+        with torch.autocast(mask.device.type, coarse, enabled=not self.config.training.bf16):
+            return self._policy_logprobs(rows, mask)
+
+    def _policy_logprobs(self, rows: Sequence[Row], mask: Tensor) -> Tensor:
+        """The policy's log-probabilities now: (B, T), 0 beyond the responses."""
+        grid = torch.zeros(mask.shape, device=mask.device)
         for batch in self._batches(rows):
-            with other:
-                logprobs = self.models.trained(batch, "policy", self.config.rollout.temperature).logprobs
+            logprobs = self.models.trained(batch, "policy", self.config.rollout.temperature).logprobs
             assert logprobs is not None
             batch.put(grid, logprobs)
         return grid

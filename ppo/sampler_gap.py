@@ -138,11 +138,11 @@ def check(gap: Gap, config: PPOStageConfig, rounding: Callable[[], float]) -> No
 
 def way_out(config: PPOStageConfig) -> str:
     """Advice in keys that this config takes."""
-    if config.rollout.vllm.mode == "server":
+    if config.rollout.by_server:
         return "start the server anew (docs/cluster/vllm.md), and let rollout.vllm.dtype say what it computes in"
     first = (
         "see docs/cluster/vllm.md"
         if config.sampled_in == "float32"
         else "see whether rollout.vllm.dtype=float32 ends it"
     )
-    return f"{first}, or sample by rollout.engine=transformers (without rollout.vllm)"
+    return f"{first}, or sample without vLLM (rollout.vllm=null)"

@@ -14,6 +14,7 @@ from alignment.runs.checkpoint import load_state, save_state
 from alignment.seeds import random_state, set_random_state
 from alignment.training.finite_steps import check_weights
 from alignment.training.optimizers import Settings
+from ppo.ahead import Ahead
 from ppo.ema import EMA
 from ppo.evaluation import Evaluation
 from ppo.update import Updater
@@ -34,6 +35,7 @@ class RunState:
     """Saves and loads the state of a run.
 
     Args:
+        ahead: the responses of the next iteration, which each process has a share of.
         parts: the parts with a state of their own, by name in the checkpoint; the schedule is `schedule`.
     """
 
@@ -43,9 +45,11 @@ class RunState:
         updater: Updater,
         evaluation: Evaluation,
         ema: EMA | None,
+        ahead: Ahead,
         parts: Mapping[str, Stateful],
     ) -> None:
         self.engine, self.updater, self.evaluation, self.ema = engine, updater, evaluation, ema
+        self._ahead = ahead
         self.accelerator = engine.accelerator
         self._sharded = processes.zero_stage(engine.accelerator) == 3 or processes.under_fsdp()
         """Each process holds a shard of the weights, and so of their average."""
@@ -57,16 +61,17 @@ class RunState:
 
     def save(self, folder: Path) -> None:
         """This process's part of a checkpoint, between two iterations: what a rollout draws is seeded by its iteration,
-        so one that was interrupted is done again to the last bit."""
+        so one that was interrupted is done again to the last bit; one that was sampled ahead is kept."""
         check_weights(self.engine.module)
         self.engine.save(folder)
         save_state(folder / f"process-{self.accelerator.process_index}.pt", random_state())
         if self.ema is not None and self._sharded:
             save_state(folder / f"ema-{self.accelerator.process_index}.pt", self.ema.state_dict())
+        ahead = self._ahead.state_dict()
         if self.accelerator.is_main_process:
             state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts.items()}
             state |= self.evaluation.state_dict() | {"step": self.step, "num_steps": self.updater.num_steps}
-            state["halvings"] = self.updater.halvings
+            state |= {"halvings": self.updater.halvings, "ahead": ahead}
             save_state(folder / "loop.pt", state)
             keep_files(self.evaluation.best.folder, folder / "best")
 
@@ -88,6 +93,7 @@ class RunState:
         self.evaluation.load_state_dict(state)
         self.step, self.updater.num_steps = state["step"], state["num_steps"]
         self.updater.halvings = state.get("halvings", [])
+        self._ahead.load_state_dict(state.get("ahead"))
         random_states = folder / f"process-{self.accelerator.process_index}.pt"
         if random_states.exists():  # else there are more processes now; nothing here is drawn from what they begin with
             set_random_state(load_state(random_states))

@@ -31,8 +31,8 @@ def rollout_stats(rollout: Rollout, scores: Tensor, targets: Targets, kl_in_rewa
     kl_coef = targets.kl_coef if kl_in_reward else 0.0
     per_episode = {
         "rollout/score": scores,
-        "rollout/kl": rollout.kl.sum(1),
-        "rollout/reward": scores - kl_coef * rollout.kl.sum(1),
+        "rollout/kl": rollout.sampled_kl.sum(1),
+        "rollout/reward": scores - kl_coef * rollout.sampled_kl.sum(1),
         "rollout/length": rollout.lengths,
         "rollout/ended": rollout.ended,
         **{f"reward/{name}": part for name, part in rollout.parts.items()},

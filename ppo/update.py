@@ -189,7 +189,7 @@ class Updater:
                 if what is None:
                     loss = self._ptx_loss(batch, num_ptx, sums)
                 else:
-                    outputs = self.engine.forward(batch, what, self.config.rollout.temperature, self._wants_entropy)
+                    outputs = self.engine.forward(batch, what, self.config.rollout.temperature)
                     loss = self._loss(outputs, batch, episodes, num_tokens, sums, value_clip_range)
                     if is_first and outputs.logprobs is not None:
                         difference = outputs.logprobs.detach() - batch.pick(episodes.old_logprobs)
@@ -243,10 +243,6 @@ class Updater:
             "--resume auto --allow-changes"
         )
 
-    @property
-    def _wants_entropy(self) -> bool:
-        return self.config.ppo.entropy_coef > 0
-
     def _microbatches(self, all_rows: Sequence[Row], row_indices: Sequence[int]) -> list[Microbatch]:
         """Rows of like length together; as many batches on each process, since under ZeRO each is a collective. A
         process with fewer cuts its batches in two; one with too few rows for that adds passes that teach nothing."""
@@ -285,13 +281,9 @@ class Updater:
             totals |= {"policy/approx_kl": policy.kl_sum, "policy/clip_fraction": policy.num_clipped}
             if ppo.kl_in == "loss":
                 ref = batch.pick(episodes.ref_logprobs)
-                kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens)
+                kl = kl_loss(outputs.logprobs, old, ref, mask, num_tokens, weights=weights)
                 terms.append(episodes.loss_kl_coef * kl)
                 totals["policy/kl_loss"] = kl * num_tokens
-            if outputs.entropy is not None:
-                entropy = torch.where(mask, outputs.entropy, 0.0).sum()
-                terms.append(-ppo.entropy_coef * entropy / num_tokens)
-                totals["policy/entropy_bonus"] = entropy
         if outputs.values is not None:
             assert episodes.old_values is not None and episodes.returns is not None
             value = value_loss(

@@ -22,6 +22,7 @@ from alignment.distributed.processes import (
     world_size,
 )
 from alignment.errors import ConfigError
+from alignment.generation.sampling import Sampled
 from alignment.runs.journal import Journal
 from alignment.runs.signals import exit_if_preempted
 from alignment.seeds import stream_seed
@@ -97,7 +98,7 @@ class ValuePretraining:
                 )
             share = share_of_process(self.answers[: count * processes], accelerator)
             tasks = [Task(answer.prompt, answer.ids, number, 0) for number, answer in enumerate(share)]
-            return self.collector.collect(tasks, responses=[answer.response for answer in share])
+            return self.collector.collect(tasks, given=Sampled([answer.response for answer in share], None))
         generations, seed = config.rollout.num_generations, config.training.seed
         count = -(-value_data.MAX_ANSWERS // config.rollout.batch_size)
         stream = prompt_batches(

@@ -44,9 +44,9 @@ def workload(
     tokens = min(max(training.microbatch_tokens, length), minibatch)
     scored = min(max(NO_GRADIENT * training.microbatch_tokens, length), episodes * length)
     block = max(1, LOGITS_AT_ONCE // policy.shape.vocab_size)
-    repeated, entropy = minibatch > tokens, config.ppo.entropy_coef > 0
+    repeated = minibatch > tokens
     joined = length if rollout.num_generations > 1 else 0
-    passes = [Pass(policy, tokens, min(tokens, block), repeated, joined, entropy)]
+    passes = [Pass(policy, tokens, min(tokens, block), repeated, joined)]
     if critic is not None and critic.layers:  # else its head is read from the policy's pass
         passes.append(Pass(critic, tokens, 0, repeated, joined))
     return Workload(
@@ -55,7 +55,7 @@ def workload(
         bf16=training.bf16 is not False,
         checkpointed=training.gradient_checkpointing,
         rollout=RolloutWorkload(
-            rows=0 if rollout.engine == "vllm" else min(rollout.generation_batch_size, episodes),
+            rows=0 if rollout.vllm is not None else min(rollout.generation_batch_size, episodes),
             prompt=length - rollout.max_new_tokens,
             response=rollout.max_new_tokens,
             scored=scored,
@@ -75,7 +75,7 @@ VLLM_TOKENS = 4096
 def _vllm(config: PPOStageConfig, policy: Model, episodes: int, gpu_memory: float) -> ColocatedVLLM | None:
     """A colocated vLLM, which divides weights and attention heads over the GPUs that share a copy."""
     rollout, vllm, shape = config.rollout, config.rollout.vllm, policy.shape
-    if rollout.engine != "vllm" or vllm.mode == "server":
+    if vllm is None or vllm.mode == "server":
         return None
     together = vllm.tensor_parallel_size
     width = 4 if (vllm.dtype or ("float32" if config.training.bf16 is False else "bfloat16")) == "float32" else 2

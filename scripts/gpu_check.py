@@ -165,7 +165,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{stage}: {runs[stage]}", file=sys.stderr)
         runs["ppo, vllm"] = {"not_measured": "vllm is not installed (scripts/vllm-venv, docs/cluster/vllm.md)"}
         if find_spec("vllm") and on_gpu:
-            sampled = config("ppo", folder, options.small, rollout={"engine": "vllm", "batch_size": 256})
+            sampled = config("ppo", folder, options.small, rollout={"vllm": {}, "batch_size": 256})
             settings = {"stage": "ppo", "config": sampled | {"name": "vllm"}, "prompt_tokens": report["prompt_tokens"]}
             runs["ppo, vllm"] = measured(folder, clock, settings, variables)
         report["runs"] = runs

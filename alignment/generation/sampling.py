@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,17 +55,30 @@ class Sampling:
 class Sampled(NamedTuple):
     """Responses in the prompts' order: tokens through the end, or `max_new_tokens` of them.
 
-    `logprobs` are those of the engine's own distribution; None: the engine sampled from the policy itself.
+    `logprobs` are those of the engine's own distribution; None: the engine sampled from the policy itself. `seconds` is
+    how long it took, where it ran beside other work.
     """
 
     responses: list[list[int]]
     logprobs: list[list[float]] | None
+    seconds: float = 0.0
 
 
 class Engine(Protocol):
     """Samples responses; a prompt may come several times, and each sample has a seed of its own (`stream_seed`)."""
 
     def generate(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> Sampled: ...
+
+
+@runtime_checkable
+class BackgroundEngine(Protocol):
+    """An engine that can sample while its caller does something else."""
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Callable[[], Sampled]:
+        """Begin to sample by the weights as they are; the call that is returned waits for the responses."""
+        ...
 
 
 def has_ended(response: Sequence[int], sampling: Sampling, tokenizer: PreTrainedTokenizerBase | None) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.distributed import fsdp, processes, zero3
 from alignment.generation.sampling import GenerationError, Sampled, Sampling
-from alignment.generation.vllm_server import FileTransfer, Server, find_server
+from alignment.generation.vllm_server import FileTransfer, Server, find_server, in_background
 from alignment.templates.ends import through_end
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - no file of ours, and no name that others could take
@@ -37,8 +38,8 @@ def check_installed() -> None:
 
     if not vllm_generation.is_vllm_available():
         raise GenerationError(
-            "rollout.engine=vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or "
-            "set rollout.engine=transformers"
+            "rollout.vllm needs vLLM, which is not installed here; pip install 'rlhf-alignment-suite[vllm]' or set "
+            "rollout.vllm=null"
         )
 
 
@@ -72,14 +73,15 @@ class VLLMEngine:
     ) -> None:
         check_installed()
         if getattr(policy, "is_loaded_in_4bit", False):
-            raise GenerationError("rollout.engine=vllm has no way to send 4-bit weights; set model.method=lora")
-        self._sampling = sampling
+            raise GenerationError("rollout.vllm: there is no way to send 4-bit weights; set model.method=lora")
+        self._sampling, self._in_flight = sampling, False
         rows = policy.get_input_embeddings().num_embeddings
         if sampling.vocabulary is not None and rows > sampling.vocabulary:  # padding rows are no tokens
             excluded = dict.fromkeys(range(sampling.vocabulary, rows), -100.0)
             options["generation_kwargs"] = {"logit_bias": excluded}
         server: Server | None = None
-        if options.get("mode") == "server":
+        self._by_server = options.get("mode") == "server"
+        if self._by_server:
             server = processes.on_main_process(lambda: find_server(options["server_base_url"]))
             _check_dtype(server, dtype)
         try:
@@ -107,29 +109,54 @@ class VLLMEngine:
             GenerationError: vLLM does not accept the weights, fails while sampling, or gives log-probabilities that
                 are not finite.
         """
+        return self.begin(prompts, seeds, sampling)()
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Callable[[], Sampled]:
+        """Send the weights and begin to sample; the call that is returned waits for the responses, and raises what
+        `generate` does. A server samples in the meantime; colocated, vLLM has sampled when this returns.
+
+        Every rank must call both. Nothing else may be asked of the engine in between: the weights would change under
+        the requests.
+        """
         assert sampling == self._sampling
+        assert not self._in_flight
         try:
             self._vllm.sync_weights()
         except Exception as error:  # whatever vLLM, its workers or its server raise
             raise GenerationError(
-                f"rollout.engine=vllm: vLLM did not take the policy's weights: {_first_line(error)}; see "
-                "docs/cluster/vllm.md, or sample by rollout.engine=transformers (without rollout.vllm)"
+                f"rollout.vllm: vLLM did not take the policy's weights: {_first_line(error)}; see "
+                "docs/cluster/vllm.md, or sample without vLLM (rollout.vllm=null)"
             ) from error
         try:
-            outputs = self._vllm.generate(prompts=[list(prompt) for prompt in prompts], images=None, num_generations=1)
+            wait = _ask(self._vllm, self._by_server, [list(prompt) for prompt in prompts])
         except Exception as error:  # likewise
-            raise GenerationError(f"rollout.engine=vllm: vLLM failed while it sampled: {_first_line(error)}") from error
-        if outputs[2] is None:
-            raise GenerationError("rollout.engine=vllm: vLLM gave no log-probabilities of what it sampled")
+            raise GenerationError(f"rollout.vllm: vLLM failed while it sampled: {_first_line(error)}") from error
+        self._in_flight = True
+
+        def finish() -> Sampled:
+            try:
+                answers = wait()
+            finally:
+                self._in_flight = False
+            return self._read(*answers)
+
+        return finish
+
+    def _read(self, answers: list[list[int]], candidates: list[list[list[float]]] | None, seconds: float) -> Sampled:
+        """vLLM's answers up to their ends, with the log-probabilities of the sampled tokens."""
+        if candidates is None:
+            raise GenerationError("rollout.vllm: vLLM gave no log-probabilities of what it sampled")
         responses, logprobs = [], []
-        for ids, candidates in zip(outputs[1], outputs[2], strict=True):
-            length = len(through_end(ids, sampling.end_token_ids))
-            line = [token[0] for token in candidates[:length]]
+        for ids, lines in zip(answers, candidates, strict=True):
+            length = len(through_end(ids, self._sampling.end_token_ids))
+            line = [token[0] for token in lines[:length]]
             if any(value is None or not math.isfinite(value) for value in line):
                 raise GenerationError("vLLM's log-probabilities are not finite; is the policy broken?")
             responses.append(list(ids[:length]))
             logprobs.append(line)
-        return Sampled(responses, logprobs)
+        return Sampled(responses, logprobs, seconds)
 
 
 def _check_dtype(server: Server, dtype: str) -> None:
@@ -236,6 +263,57 @@ def _generation_class(dtype: str, server: Server | None, weights_folder: Path) -
             return policy_weights(self.model, every_name=on_cpu)
 
     return Generation
+
+
+def _ask(vllm: Any, by_server: bool, prompts: list[list[int]]) -> Callable[[], tuple[Any, Any, float]]:
+    """Begin to sample a response to each prompt; the call that is returned gives their tokens, log-probabilities, and
+    how long it took. Every rank must call both.
+
+    TRL's own `generate` waits for a server, and its collectives would meet those of an update.
+    """
+    started = time.monotonic()
+    if not by_server:
+        _, ids, logprobs, _ = vllm.generate(prompts=prompts, images=None, num_generations=1)
+        seconds = time.monotonic() - started
+        return lambda: (ids, logprobs, seconds)
+    everywhere = [prompt for share in processes.gather_lists(prompts) for prompt in share]
+
+    def request() -> tuple[Any, Any, float]:
+        answer = vllm.vllm_client.generate(
+            prompts=everywhere,
+            n=1,
+            temperature=vllm.temperature,
+            top_p=vllm.top_p,
+            top_k=vllm.top_k,
+            max_tokens=vllm.max_completion_length,
+            logprobs=vllm.logprobs,
+            generation_kwargs=vllm.generation_kwargs,
+        )
+        return answer["completion_ids"], answer["logprobs"], time.monotonic() - started
+
+    answer = in_background(request) if processes.is_main_process() else None
+    return lambda: _share_of(answer, len(prompts))
+
+
+def _share_of(answer: Callable[[], tuple[Any, Any, float]] | None, count: int) -> tuple[Any, Any, float]:
+    """This rank's part of a server's answers, for which the main process waits.
+
+    Raises:
+        GenerationError: the request failed; on every rank.
+    """
+
+    def wait() -> tuple[Any, Any, float] | None:
+        if answer is None:
+            return None
+        try:
+            return answer()
+        except Exception as error:  # whatever the client or the server raise
+            raise GenerationError(f"rollout.vllm: vLLM failed while it sampled: {_first_line(error)}") from error
+
+    ids, logprobs, seconds = processes.gather_lists([processes.on_every_process(wait)])[0][0]
+    start = count * processes.process_index()
+    part = slice(start, start + count)
+    return ids[part], None if logprobs is None else logprobs[part], seconds
 
 
 @torch.no_grad()

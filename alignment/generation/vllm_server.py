@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import torch
@@ -20,6 +21,7 @@ from alignment.distributed import processes
 from alignment.generation.sampling import GenerationError
 from alignment.proxies import through_proxy
 
+T = TypeVar("T")
 SERVER_SECONDS = 240.0
 """How long to wait for a server; TRL waits as long."""
 LOGPROBS_MODE = "processed_logprobs"
@@ -33,6 +35,30 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("", 0))
         return int(listener.getsockname()[1])
+
+
+def in_background(call: Callable[[], T]) -> Callable[[], T]:
+    """Begin a call in a thread; the call that is returned waits for its result, or raises what it raised. A run that
+    ends meanwhile does not wait for it."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+
+    def result() -> T:
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    return result
 
 
 @dataclass(frozen=True)

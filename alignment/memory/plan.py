@@ -243,7 +243,7 @@ class _Ledger:
         passing = step.tokens * shape.passing_bytes(width)
         states = step.tokens * shape.hidden_size * width
         kept = states + model.layers * (states if self.work.checkpointed else layer)
-        logits = step.logits * shape.vocab_size * ((width if width == 2 else 0) + LOSS_BYTES * (1 + step.entropy))
+        logits = step.logits * shape.vocab_size * ((width if width == 2 else 0) + LOSS_BYTES)
         head = shape.vocab_size * shape.hidden_size if model.head_trained else 0
         before = done + (model.trained if step.repeated else head)
         recomputed = layer if self.work.checkpointed else 0

@@ -92,7 +92,6 @@ class Pass(NamedTuple):
         logits: tokens whose logits exist at a time; 0 for a model without logits.
         repeated: whether there are several such passes before the step, so that gradients exist when the last begins.
         joined: tokens of a prompt with an answer, if a prompt is computed once for several answers; else 0.
-        entropy: whether the entropy is part of the loss.
     """
 
     model: Model
@@ -100,7 +99,6 @@ class Pass(NamedTuple):
     logits: int
     repeated: bool
     joined: int = 0
-    entropy: bool = False
 
 
 class RolloutWorkload(NamedTuple):

@@ -326,7 +326,7 @@ PPO = (
         "sampled by the trained policy",
         "How far the log-probabilities of vLLM's samples are from the policy's, right after it received the "
         "weights. More than rounding means old or missing weights; far more stops the run.",
-        "rollout.engine=vllm and one iteration",
+        "rollout.vllm and one iteration",
         ("rollout/sampler_gap_mean",),
     ),
 )

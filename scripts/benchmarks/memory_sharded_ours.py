@@ -98,7 +98,7 @@ def peak_into(found: dict[str, Any], name: str, base: int) -> Iterator[None]:
 def planned(values: dict[str, Any]) -> dict[str, float]:
     """Bytes that the plan has for each phase of this launch."""
     # The responses are given, as from a vLLM elsewhere: nothing is gathered to sample.
-    given = {"engine": "vllm", "vllm": {"server_base_url": "http://sampler:8000"}}
+    given = {"vllm": {"server_base_url": "http://sampler:8000"}}
     config = PPOStageConfig.model_validate(values | {"rollout": values["rollout"] | given})
     count = processes.world_size()
     work = workload(config, find_shapes(config, ShapeFinder(Registry(config.registry.path))), count)

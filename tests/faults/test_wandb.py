@@ -126,7 +126,7 @@ def runs(driver):
     ppo = {
         "model": {"policy": "sft", "reward": "reward", "held_out_reward": "reward"},
         "rollout": {"batch_size": 8, "max_new_tokens": 8},
-        "ppo": {"num_epochs": 1, "kl_in": "loss", "entropy_coef": 0.01},
+        "ppo": {"num_epochs": 1, "kl_in": "loss"},
         "ptx": {"train": "rows.jsonl", "coef": 0.1},
         "training": {"max_steps": 3, "eval_steps": 1, "learning_rate": 1e-3},
     }

@@ -93,32 +93,35 @@ class LLM:
 
 
 class VLLMClient:
-    """A server in this process: the client that TRL talks to it with."""
+    """A server in this process: the client that TRL talks to it with. It takes no weights while it samples."""
 
     made: list[VLLMClient] = []
 
     def __init__(self, base_url: str, group_port: int, connection_timeout: float) -> None:
         self.base_url, self.group_port, self.weights = base_url, group_port, dict[str, torch.Tensor]()
         self.llm: LLM | None = None
+        self.sampling = False
         VLLMClient.made.append(self)
 
     def init_communicator(self, device: Any) -> None:
         assert self.llm is None
 
     def update_named_params(self, metadata: list[tuple[str, str, list[int]]], named: Any) -> None:
-        assert self.llm is not None
+        assert self.llm is not None and not self.sampling
         found = [(name, tensor.clone()) for name, tensor in named]
         assert [(name, str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in found] == metadata
         self.llm.load_weights(found)
 
     def reset_prefix_cache(self) -> None:
-        assert self.llm is not None
+        assert self.llm is not None and not self.sampling
         self.llm.reset_prefix_cache()
 
     def generate(self, prompts: list[list[int]], **how: Any) -> dict[str, Any]:
         assert self.llm is not None and how["n"] == 1
         params = SamplingParams(1, how["temperature"], how["max_tokens"], **how["generation_kwargs"])
+        self.sampling = True
         outputs = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        self.sampling = False
         logprobs, ids = vllm_generation.extract_logprobs(outputs)
         answers = [output.outputs[0].token_ids for output in outputs]
         return {"prompt_ids": prompts, "completion_ids": answers, "logprobs": logprobs, "logprob_token_ids": ids}

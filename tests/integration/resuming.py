@@ -52,6 +52,12 @@ SECTIONS: dict[str, dict[str, Any]] = {
         "ppo": {"num_epochs": 2, "num_minibatches": 2},
         "training": {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 2, "eval_steps": 2},
     },
+    "ppo-lag": {
+        "model": {"policy": "base", "reward": "judge"},
+        "rollout": {"batch_size": 8, "max_new_tokens": 6, "lag": 1},
+        "ppo": {"num_epochs": 2, "num_minibatches": 2},
+        "training": {"max_steps": 12, "learning_rate": 1e-3, "save_steps": 2, "eval_steps": 2},
+    },
     "ppo-bound": {
         "model": {
             "policy": "base", "reward": "judge-heads", "reward_weights": {"on_floor": 1.0, "brief": 0.0},

@@ -270,10 +270,14 @@ ELASTIC = {
     "sft": {"model": {"name": "base"}, "training": BATCH},
     "sft-padded": {"model": {"name": "base"}, "training": {**BATCH, "packing": False}},
     "reward": {"model": {"name": "base"}, "training": BATCH},
-    "ppo": {**SECTIONS["ppo"], "training": {**SECTIONS["ppo"]["training"], "max_steps": 6}},
+    **{
+        name: {**SECTIONS[name], "training": {**SECTIONS[name]["training"], "max_steps": 6}}
+        for name in ("ppo", "ppo-lag")
+    },
 }
 ATTEMPTS = {
-    "ppo": [(2, {"5": "SIGTERM"}), (1, {"8": "SIGUSR1"}), (4, {})],  # four optimizer steps are an iteration
+    # four optimizer steps are an iteration
+    **{name: [(2, {"5": "SIGTERM"}), (1, {"8": "SIGUSR1"}), (4, {})] for name in ("ppo", "ppo-lag")},
     "rows": [(2, {"1": "SIGTERM"}), (1, {"4": "SIGUSR1"}), (4, {})],
 }
 """Processes, and what happens to the last of them: one that is told is enough."""
@@ -297,7 +301,8 @@ def ids_of_steps(folder: Path) -> dict[int, list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft-padded", "reward")), "ppo"]
+    "name",
+    ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sft-padded", "reward", "ppo-lag")), "ppo"],
 )
 def test_two_processes_then_one_then_four_take_the_steps_of_one(house, server, name, tmp_path):
     """Within the first epoch and within the second another number of processes goes on: each step has the rows that it
@@ -352,19 +357,19 @@ def takes_the_steps_of_one(house: Path, server: Any, name: str, other: str, atte
         rows[run].mkdir()
         config = configure(house, run, stage, sections)
         for environments, action in tried:
-            batch = [] if name == "ppo" else [f"training.gradient_accumulation_steps={4 // len(environments)}"]
+            batch = [] if stage == "ppo" else [f"training.gradient_accumulation_steps={4 // len(environments)}"]
             recorded = {"ROWS": str(rows[run]), "RECORDER": "record_rows"}
             ranks = [({**own, **recorded}, {}) for own in environments]
             ranks[-1][1].update(action)
             codes = server.run(house, stage, [config, *batch, "--resume", "auto"], ranks)
             assert codes == [PREEMPTED if action else 0] * len(ranks), log(house)
     one, other_rows = (ids_of_steps(folder) for folder in rows.values())
-    assert len(one) == (6 if name == "ppo" else 9)
+    assert len(one) == (6 if stage == "ppo" else 9)
     assert one == other_rows
     alone, elastic = (
         [json.loads(line) for line in (house / "runs" / run / "metrics.jsonl").read_text().splitlines()] for run in runs
     )
-    figures = ("policy/loss", "value/loss", "rollout/score") if name == "ppo" else ("train/loss", "eval/loss")
+    figures = ("policy/loss", "value/loss", "rollout/score") if stage == "ppo" else ("train/loss", "eval/loss")
     for figure in figures:
         expected = [row[figure] for row in alone if figure in row]
         assert len(expected) >= 3

@@ -36,6 +36,14 @@ def test_ppo_finds_the_optimum_of_reward_less_kl(tmp_path, seed, critic):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_responses_that_are_one_update_old_lead_there_too(tmp_path, seed):
+    """Near the optimum the weights hardly move: `tests/unit/ppo/test_ahead.py` holds what corrects for their steps."""
+    outcome = train_and_measure(tmp_path, seed, training=SHORT, rollout={"lag": 1})
+    assert outcome.passes, outcome
+    assert outcome.kl == pytest.approx(1.0, abs=0.1), outcome
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_rloo_finds_it_without_a_critic(tmp_path, seed):
     outcome = train_and_measure(tmp_path, seed, training=SHORT, **RLOO)
     assert outcome.passes, outcome

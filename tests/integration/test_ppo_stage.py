@@ -216,7 +216,7 @@ def test_the_best_of_the_evaluations_is_published(house, capsys):
     [
         ["ppo.advantage_estimator=rloo", "rollout.num_generations=4", "model.method=lora"],
         ["model.value=adapter", "ppo.kl_in=loss", "training.ema_decay=0.5", "ppo.kl_target=1"],
-        ["model.value=trunk", "ptx.train=demonstrations.jsonl", "ppo.entropy_coef=0.01", "rewards.normalize=running"],
+        ["model.value=trunk", "ptx.train=demonstrations.jsonl", "rewards.normalize=running"],
         [
             "model.held_out_reward=reward",
             "training.max_kl=50",
@@ -224,10 +224,10 @@ def test_the_best_of_the_evaluations_is_published(house, capsys):
             "training.gradient_checkpointing=true",
         ],
         ["model.method=qlora", "model.value=trunk"],
-        ["model.method=dora", "rewards.missing_eos_penalty=1", "model.offload=true"],
+        ["model.method=dora", "rewards.missing_eos_penalty=1", "model.offload=true", "rollout.lag=1"],
     ],
 )
-def test_options_run_together(house, changes):
+def test_options_run_together(house, changes, capsys):
     if "model.method=qlora" in changes:
         pytest.importorskip("bitsandbytes")
     rows = [{"prompt": f"Where is {n}?", "completion": f"On floor {n}."} for n in range(4)]
@@ -241,6 +241,7 @@ def test_options_run_together(house, changes):
     if "ptx.train" in str(changes):
         assert all(row["ptx/loss"] > 0 for row in steps)
         assert "demonstrations.jsonl" in str(version.manifest.data)
+    assert capsys.readouterr().err.count("rollout.lag=1 lets a vLLM server sample") == ("rollout.lag=1" in changes)
 
 
 def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):
@@ -256,8 +257,8 @@ def test_what_it_publishes_can_be_asked_for_where_it_is_promoted(house):
 def test_a_dry_run_says_that_there_is_no_vllm(house, capsys):
     if importlib.util.find_spec("vllm"):
         pytest.skip("vLLM is installed")
-    assert stage("rollout.engine=vllm", "--dry-run") == 2
-    assert "rollout.engine=vllm needs vLLM" in capsys.readouterr().err
+    assert stage("rollout.vllm={}", "--dry-run") == 2
+    assert "rollout.vllm needs vLLM" in capsys.readouterr().err
 
 
 def test_texts_are_mixed_in_too_and_a_dry_run_reads_them(house, capsys):

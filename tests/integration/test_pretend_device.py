@@ -18,7 +18,7 @@ LOOKS = {
     "alignment/generation/engine.py:forward": "twice a batch of prompts: transformers reads whether the mask masks any",
 }
 PPO = {
-    "ppo/rollout.py:collect": "once a rollout: the longest response",
+    "ppo/rollout.py:_mask": "once a rollout: the longest response",
     "ppo/rollout.py:_scores": "once a rollout: whether the scores are finite",
     "ppo/controllers.py:observe": "once a rollout: the mean and spread of the scores",
     "ppo/controllers.py:add": "once a rollout: the mean and spread of the scores",

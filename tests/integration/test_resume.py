@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from alignment.models.methods import METHODS
 from alignment.registry import Registry
 
-UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8, "ppo-bound": 8}
+UNTIL_SAVED = {"ppo": 8, "ppo-lora": 8, "ppo-lag": 8, "ppo-bound": 8}
 """Optimizer steps between two checkpoints on one process; of the others 2."""
 
 
@@ -91,14 +91,14 @@ def resumed_on_two(house: Path, name: str, ran: tuple[str, int], call: Any, call
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-heads", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "sft-padded", "reward", "reward-heads", "ppo", "ppo-lag"])
 def test_killed_and_resumed_under_zero_2_on_two_processes(house, two_forks, name):
     # ZeRO steps each parameter group by itself
     resumed_on_two(house, name, ("DeepSpeedEngine", 2), two_forks, calls_per_step=1 if name == "sft" else 2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft-padded", "reward", "reward-heads", "ppo", "ppo-lora"])
+@pytest.mark.parametrize("name", ["sft-padded", "reward", "reward-heads", "ppo", "ppo-lora", "ppo-lag"])
 def test_killed_and_resumed_under_zero_3_on_two_processes(house, forks_of, name):
     zero3 = launching.ROOT / "configs" / "accelerate" / "zero3.yaml"
     resumed_on_two(house, name, ("DeepSpeedEngine", 3), forks_of(zero3), calls_per_step=2)

@@ -31,7 +31,7 @@ def divided(folder, whole, processes):
     """Bytes of each phase: what is divided by the processes, and what is not (activations and logits as planned)."""
     values = json.loads((folder / "case.json").read_text())
     # The responses are given, as from a vLLM elsewhere: nothing is gathered to sample.
-    values["rollout"] |= {"engine": "vllm", "vllm": {"server_base_url": "http://sampler:8000"}}
+    values["rollout"] |= {"vllm": {"server_base_url": "http://sampler:8000"}}
     config = PPOStageConfig.model_validate(values)
     work = workload(config, find_shapes(config, ShapeFinder(Registry(folder / "registry"))), processes)
     zero3 = next(each for each in STRATEGIES if each.name == "zero3")

@@ -62,7 +62,7 @@ def house(tmp_path_factory):
         "model": {"policy": "sft", "value": "trunk"},
         "data": {"train": "prompts.jsonl", "eval_share": 0.3, "max_length": 64},
         "rewards": {"others": [{"function": "kinds:kinds"}]},
-        "rollout": {"batch_size": 8, "max_new_tokens": 16, "engine": "vllm", "vllm": {"gpu_memory_utilization": 0.05}},
+        "rollout": {"batch_size": 8, "max_new_tokens": 16, "vllm": {"gpu_memory_utilization": 0.05}},
         "training": {"max_steps": 3, "learning_rate": 1e-2, "eval_steps": 0, "load_best_model_at_end": False},
         "registry": {"name": "ppo", "path": "registry"},
         "tracking": {"wandb": "disabled"},
@@ -197,6 +197,21 @@ def test_a_server_without_nccl_samples_by_the_policy(house, python, server, over
     found, steps = run(house, python, name, server, *overrides)
     check(found, steps, 1e-4)
     assert not (house / "runs" / name / "vllm-weights").exists()
+
+
+@pytest.mark.parametrize("launch_file", [None, launching.DDP], ids=["one", "two"])
+def test_a_server_samples_one_update_ahead(house, python, server, launch_file):
+    """The gap is then the step of an update; there is none in the first rollout."""
+    if launch_file is not None:
+        (house / "ddp.yaml").write_text(launch_file)
+        launch_file = house / "ddp.yaml"
+    name = "ahead-one" if launch_file is None else "ahead-two"
+    found, steps = run(house, python, name, server, "rollout.lag=1", launch_file=launch_file)
+    assert found.code == 0, found.output[-4000:]
+    assert [row["rollout/lag"] for row in steps] == [0, 1, 1]
+    gaps = [row["rollout/sampler_gap_max"] for row in steps]
+    print(gaps, [row["time/generate"] for row in steps])
+    assert gaps[0] < 1e-4 < 1e-2 < min(gaps[1:])
 
 
 def test_a_server_gets_the_weights_of_a_policy_in_shards(house, python, server):

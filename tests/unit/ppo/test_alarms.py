@@ -58,7 +58,7 @@ def test_each_alarm_is_watched_and_says_how_bad_it_is():
 
 def test_only_an_engine_that_is_not_the_policy_is_watched_for_its_gap_and_only_bounds_for_being_kept(stage_config):
     assert set(WATCHED) - set(watched(stage_config())) == {"sampler gap", "constraint"}
-    bounded = stage_config(rollout={"engine": "vllm"}, rewards={"constraints": {"model": ">= 0"}})
+    bounded = stage_config(rollout={"vllm": {}}, rewards={"constraints": {"model": ">= 0"}})
     assert watched(bounded) == list(WATCHED)
 
 

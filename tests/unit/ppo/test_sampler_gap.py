@@ -60,7 +60,7 @@ def loop_with(models, make_loop, stage_config, monkeypatch):
 )
 def test_weights_that_were_not_brought_up_to_date_stop_the_run(loop_with, dtype, stale):
     many = {"batch_size": 64, "num_generations": 8}
-    loop = loop_with({"rollout": {"engine": "vllm", "vllm": {"dtype": dtype}, **many}}, stale=stale)
+    loop = loop_with({"rollout": {"vllm": {"dtype": dtype}, **many}}, stale=stale)
     first = loop.iterate(range(8))
     assert first["rollout/sampler_gap_mean"] < 1e-5  # nothing was trained yet
     before = {name: p.clone() for name, p in loop.models.policy.model.named_parameters()}
@@ -75,7 +75,7 @@ def test_weights_that_were_not_brought_up_to_date_stop_the_run(loop_with, dtype,
 
 @pytest.mark.parametrize(("dtype", "noise"), [("float32", 0.0), ("float16", 8e-4), ("bfloat16", 6e-3)])
 def test_rounding_neither_stops_a_run_nor_alarms(loop_with, dtype, noise):
-    loop = loop_with({"rollout": {"engine": "vllm", "vllm": {"dtype": dtype}}}, noise=noise)
+    loop = loop_with({"rollout": {"vllm": {"dtype": dtype}}}, noise=noise)
     for step in range(1, 5):
         stats = loop.iterate(range(8))
         assert stats["rollout/sampler_gap_mean"] <= stats["rollout/sampler_gap_max"] < 10 * LIMITS[dtype].alarm
@@ -84,10 +84,10 @@ def test_rounding_neither_stops_a_run_nor_alarms(loop_with, dtype, noise):
 
 
 def test_between_rounding_and_stale_weights_there_is_an_alarm(loop_with, stage_config):
-    loop = loop_with({"rollout": {"engine": "vllm"}}, noise=1e-3)
+    loop = loop_with({"rollout": {"vllm": {}}}, noise=1e-3)
     said = [alarm.text for alarm in loop.alarms.check(1, loop.iterate(range(8))) if alarm.name == "sampler gap"]
     assert len(said) == 1 and "alarm at 0.0001" in said[0]
-    in_half = Alarms(stage_config(rollout={"engine": "vllm"}, training={"bf16": True}))
+    in_half = Alarms(stage_config(rollout={"vllm": {}}, training={"bf16": True}))
     assert "sampler gap" not in [alarm.name for alarm in in_half.check(1, loop.iterate(range(8)))]
 
 
@@ -99,9 +99,7 @@ def test_a_model_that_rounds_far_is_not_taken_for_one_with_other_weights(loop_wi
             if parameter.dim() == 2:
                 parameter.mul_(2.5)
     policy = models.policy.model
-    loop = loop_with(
-        {"rollout": {"engine": "vllm", "vllm": {"dtype": "bfloat16"}}, "training": {"learning_rate": 1e-6}}
-    )
+    loop = loop_with({"rollout": {"vllm": {"dtype": "bfloat16"}}, "training": {"learning_rate": 1e-6}})
     engine = loop.collector.sampler
     in_float32 = engine.said
 
@@ -133,7 +131,7 @@ def test_the_gap_is_over_the_kept_tokens_of_all_processes(monkeypatch):
 
 
 def test_evaluations_are_held_to_it_too(loop_with):
-    loop = loop_with({"rollout": {"engine": "vllm"}}, noise=0.1)
+    loop = loop_with({"rollout": {"vllm": {}}}, noise=0.1)
     with pytest.raises(GenerationError, match=r"differ from the policy's by 0\.0\d+ nats a token"):
         loop.collector.collect(make_tasks(loop.prompts, range(8), 1), 0, 0)
 

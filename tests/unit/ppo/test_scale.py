@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.digits import build_models, prompts_of
 
+from alignment.generation.sampling import Sampled
 from ppo import value_data
 from ppo.config import PPOStageConfig
 from ppo.value_pretraining import BestCritic
@@ -210,7 +211,7 @@ def test_groups_without_spread_are_counted_and_replaced(make_loop, stage_config,
     for number, row in enumerate(replaced.rows):  # joined as they were, with the padding of the widest
         assert replaced.response_mask[number].sum() == len(row.response)
     again = plain.collector.collect(
-        replaced.tasks, 0, responses=[row.response for row in replaced.rows], with_entropy=True
+        replaced.tasks, 0, given=Sampled([row.response for row in replaced.rows], None), with_entropy=True
     )
     for name in ("old_logprobs", "ref_logprobs", "entropy", "scores"):
         torch.testing.assert_close(getattr(again, name), getattr(replaced, name), atol=1e-5, rtol=0)

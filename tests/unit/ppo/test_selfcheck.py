@@ -18,8 +18,8 @@ from alignment.tensors import logprobs_from_logits
 from ppo.config import PPOStageConfig
 from ppo.loading import load_models
 from ppo.lower_layers import LowerLayers
-from ppo.rollout import how_to_sample
 from ppo.rows import Row
+from ppo.sampler import how_to_sample
 from ppo.selfcheck import check_models
 from ppo.sequences import lay_out
 from ppo.sources import find_models

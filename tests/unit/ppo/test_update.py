@@ -56,10 +56,9 @@ def plain(models, row, temperature):
     ids, start = torch.tensor([[*row.prompt, *row.response]]), len(row.prompt) - 1
     logits = policy.model(input_ids=ids).logits[0, start:-1] / temperature
     logp = logits.log_softmax(-1)
-    entropy = -(logp.exp() * logp).sum(-1)
     body = policy.model if models.trained.on_trunk else critic.model
     hidden = body.base_model(input_ids=ids).last_hidden_state[0, start:-1]
-    return logp.gather(1, torch.tensor(row.response)[:, None]).squeeze(1), entropy, hidden @ critic.head.weight[0]
+    return logp.gather(1, torch.tensor(row.response)[:, None]).squeeze(1), hidden @ critic.head.weight[0]
 
 
 def written_out(models, rollout, targets, config):
@@ -70,14 +69,14 @@ def written_out(models, rollout, targets, config):
     loss = torch.zeros((), dtype=torch.float64)
     for number, row in enumerate(rollout.rows):
         count = len(row.response)
-        logprobs, entropy, values = plain(own, row, config.rollout.temperature)
+        logprobs, values = plain(own, row, config.rollout.temperature)
         old, advantage = rollout.old_logprobs[number, :count], targets.advantages[number, :count]
         ratio = (logprobs - old).exp()
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - ppo.clip_range, 1 + ppo.clip_range) * advantage)
         before, target = targets.critic.old_values[number, :count], targets.critic.returns[number, :count]
         near = torch.minimum(torch.maximum(values, before - ppo.value_clip_range), before + ppo.value_clip_range)
         value = 0.5 * torch.maximum((values - target) ** 2, (near - target) ** 2)
-        loss = loss + (-surrogate.sum() + ppo.vf_coef * value.sum() - ppo.entropy_coef * entropy.sum()) / total
+        loss = loss + (-surrogate.sum() + ppo.vf_coef * value.sum()) / total
         if ppo.kl_in == "loss":
             apart = logprobs - rollout.ref_logprobs[number, :count]
             loss = loss + targets.kl_coef * (ratio.detach() * 0.5 * apart**2).sum() / total
@@ -133,9 +132,8 @@ def test_the_gradient_is_the_written_out_one(make_loop, stage_config, stir, crit
     assert_same_gradient(gradient(loop, rollout, targets), expected)
 
 
-@pytest.mark.parametrize("changes", [{"entropy_coef": 0.3}, {"kl_in": "loss", "kl_coef": 0.4}], ids=["entropy", "kl"])
-def test_other_terms_of_the_loss_have_their_gradient(make_loop, stage_config, stir, changes):
-    config = stage_config(training=SGD, ppo=changes)
+def test_a_kl_in_the_loss_has_its_gradient(make_loop, stage_config, stir):
+    config = stage_config(training=SGD, ppo={"kl_in": "loss", "kl_coef": 0.4})
     models = build_models(ref_seed=7)
     loop, rollout, targets = prepared(make_loop, models, config, stir)
     expected = written_out(models, rollout, targets, config)

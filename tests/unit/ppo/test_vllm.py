@@ -19,7 +19,6 @@ from alignment.generation.sampling import GenerationError
 from alignment.generation.vllm import policy_weights
 from alignment.generation.vllm_server import FileTransfer, Server, find_server
 from ppo import sampler_gap
-from ppo.config import PPOStageConfig
 
 LORA = {"lora": {"r": 4}, "dora": {"r": 4, "use_dora": True}, "rslora": {"r": 4, "use_rslora": True}}
 
@@ -38,7 +37,7 @@ def vllm_loop(models, make_loop, stage_config, tmp_path):
         policy = models.policy.model
         policy.save_pretrained(tmp_path / "policy")
         policy.name_or_path = str(tmp_path / "policy")
-        return make_loop(models, stage_config(rollout={"engine": "vllm", **rollout}))
+        return make_loop(models, stage_config(rollout={"vllm": {}, **rollout}))
 
     return build
 
@@ -172,7 +171,7 @@ def test_an_adapter_is_merged_into_what_is_sent_and_nowhere_else(kind, models):
 )
 def test_it_computes_in_what_the_policy_is_trained_in(stage_config, training, vllm, expected, standin, vllm_loop):
     """Left to itself vLLM serves a folder in float32 in bfloat16."""
-    rollout = {"engine": "vllm", "vllm": vllm}
+    rollout = {"vllm": vllm}
     assert stage_config(training=training, rollout=rollout).sampled_in == expected
     if not training:
         vllm_loop(vllm=vllm)
@@ -210,15 +209,14 @@ def test_without_vllm_it_is_refused_with_the_way_out(vllm_loop):
 @pytest.mark.parametrize(
     ("rollout", "said"),
     [
-        ({"engine": "vllm", "vllm": {"server_base_url": "node7:8000/"}}, "use http://node7:8000"),
-        ({"engine": "vllm", "vllm": {"server_base_url": "http://"}}, "expected http://HOST:PORT"),
-        ({"vllm": {"dtype": "float32"}}, "engine=vllm"),
+        ({"vllm": {"server_base_url": "node7:8000/"}}, "use http://node7:8000"),
+        ({"vllm": {"server_base_url": "http://"}}, "expected http://HOST:PORT"),
         (
-            {"engine": "vllm", "vllm": {"server_base_url": "http://node7:8000", "tensor_parallel_size": 2}},
+            {"vllm": {"server_base_url": "http://node7:8000", "tensor_parallel_size": 2}},
             "tensor_parallel_size is for a colocated vLLM",
         ),
         (
-            {"engine": "vllm", "vllm": {"server_base_url": "http://node7:8000", "gpu_memory_utilization": 0.4}},
+            {"vllm": {"server_base_url": "http://node7:8000", "gpu_memory_utilization": 0.4}},
             "gpu_memory_utilization is for a colocated vLLM",
         ),
     ],
@@ -226,14 +224,20 @@ def test_without_vllm_it_is_refused_with_the_way_out(vllm_loop):
 def test_keys_that_do_nothing_are_refused(stage_config, rollout, said):
     with pytest.raises(ValueError, match=said):
         stage_config(rollout=rollout)
-    stage_config(rollout={"engine": "transformers", "vllm": {}})  # as it is taken out on a command line
-    assert isinstance(stage_config(), PPOStageConfig)
+
+
+def test_a_mapping_says_that_vllm_samples(stage_config):
+    assert stage_config().rollout.vllm is None
+    assert stage_config(rollout={"vllm": None}).rollout.vllm is None  # as a recipe's is taken out on a command line
+    assert stage_config(rollout={"vllm": {}}).rollout.vllm.mode == "colocate"
+    with pytest.raises(ValueError, match="engine"):
+        stage_config(rollout={"engine": "vllm"})
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", " "])
 def test_an_address_is_that_of_the_server_however_it_ends(stage_config, end):
     vllm = {"server_base_url": f"http://node7:8000{end}"}
-    config = stage_config(rollout={"engine": "vllm", "vllm": vllm})
+    config = stage_config(rollout={"vllm": vllm})
     assert config.rollout.vllm.server_base_url == "http://node7:8000"
     assert config.sampled_in == "bfloat16"  # which a server takes by its own choice
 

@@ -279,7 +279,7 @@ def test_vllm_takes_its_share_of_the_gpu_and_the_cache_of_transformers_is_not_th
     plain, colocated, server = (
         plan(config, *more)["runs"][0]["strategies"]["zero3"]
         for more in (
-            ("rollout.engine=transformers", "rollout.vllm={}"),
+            ("rollout.vllm=null",),
             (),
             ("rollout.vllm={server_base_url: 'http://a:1'}",),
         )
