@@ -199,6 +199,7 @@ ELSEWHERE = {
         "slack/*",
         "rollout/without_spread",
         "rollout/sampler_gap_mean",
+        "rollout/lag",
         "rollout/sampler_gap_max",
         "rollout/importance_capped",  # of vLLM
     },
