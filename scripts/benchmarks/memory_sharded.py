@@ -123,7 +123,12 @@ def _launch_file(folder: Path, size: ShardedSize, processes: int) -> Path:
         "stage3_max_reuse_distance": size.live,
         "sub_group_size": size.reduce,
     }
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    automatic = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
     # DeepSpeed's own Adam would have to be compiled first.
     given = {"zero_optimization": zero, "zero_force_ds_cpu_optimizer": False} | dict.fromkeys(automatic, "auto")
     (folder / "zero3.json").write_text(json.dumps(given), encoding="utf-8")
