@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 import ppo.publish
 import ppo.rollout
+import ppo.sampler
 import ppo.update
 from alignment.distributed import fsdp
 from alignment.generation.engine import TransformersEngine
@@ -77,6 +78,6 @@ def recorded_publish(original):
 
 def install():
     record_rows.install()
-    ppo.rollout.TransformersEngine = RecordedEngine
+    ppo.sampler.TransformersEngine = ppo.rollout.TransformersEngine = RecordedEngine
     ppo.update.Updater._optimizer_step = recorded_step(ppo.update.Updater._optimizer_step)
     ppo.publish.Publisher.publish = recorded_publish(ppo.publish.Publisher.publish)

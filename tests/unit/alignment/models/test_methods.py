@@ -214,7 +214,7 @@ def test_a_learning_rate_of_its_own_lies_under_the_users_and_over_the_stages():
 
 def test_quantized_weights_without_bitsandbytes_are_one_line(tokenizer, tmp_path, monkeypatch):
     tiny.write(tmp_path, tiny.make_policy(tokenizer), tokenizer)
-    monkeypatch.setattr("alignment.models.policies.find_spec", lambda name: None)
+    monkeypatch.setattr("alignment.models.weights.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"bitsandbytes, .*pip install 'rlhf-alignment-suite\[quantization\]'"):
         load_policy(str(tmp_path), settings("qlora"))
 
