@@ -180,8 +180,8 @@ def _sample(
         chooser = _TokenChooser(width, uniforms, sampling, recorded)
         drawn = _sample_by_transformers(policy, base, ids[rows], mask[rows], chooser, cached=way != "uncached")
         return [next((row[:n] for n in range(1, len(row)) if is_ended(row[:n])), row) for row in drawn]
+    forward = _make_forward(policy, base, cache, padded=not bool(mask.all()))  # on the host: a GPU would be waited for
     rows, mask = rows.to(policy.device), mask.to(policy.device)
-    forward = _make_forward(policy, base, cache, padded=not bool(mask.all()))
     attention = torch.nn.functional.pad(mask, (0, sampling.max_new_tokens), value=True).long()
     if way == "packed" and _fits_packed_row(base, cache):
         logits = _read_packed_row(policy, base, list(distinct), rows, cache)
