@@ -18,7 +18,7 @@ from alignment.generation import engine
 from alignment.generation import sampling as sampling_module
 from alignment.generation.engine import TransformersEngine, choose_tokens, complete
 from alignment.generation.kv_cache import PreallocatedLayer, keep_rows, make_cache
-from alignment.generation.sampling import GenerationError, Sampling, set_way, way_of
+from alignment.generation.sampling import GenerationError, Sampled, Sampling, set_way, way_of
 from alignment.models.packing import attend_by_group
 from alignment.seeds import stream_seed
 from alignment.templates.rendering import encode_prompt
@@ -247,7 +247,7 @@ def test_a_response_goes_through_eos_or_to_the_limit(policy, tokenizer):
 
 
 def test_no_prompts_no_responses(policy):
-    assert TransformersEngine(policy, None).generate([], [], how()) == ([], None)
+    assert TransformersEngine(policy, None).generate([], [], how()) == Sampled([], None)
     with pytest.raises(ValueError, match="zip"):
         sample(policy, [[5]], how(), [1, 2])
 
