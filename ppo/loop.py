@@ -150,11 +150,11 @@ class Loop:
 
     def iterate(self, prompt_indices: Sequence[int]) -> dict[str, float]:
         """One iteration: a rollout of these prompts and what is learned from it."""
-        config = self.config
-        begun = time.monotonic()
+        config, waited = self.config, 0.0
         if config.rollout.lag and self.step + 1 < config.training.max_steps:
+            begun = time.monotonic()
             self.ahead.begin(self.step + 1)
-        waited = time.monotonic() - begun
+            waited = time.monotonic() - begun
         rollout, rollout_seconds = self._initial_rollout or self._collect(prompt_indices)
         collected, self._initial_rollout = time.monotonic(), None
         rewards = self.target_builder.rewards(rollout)
@@ -163,8 +163,9 @@ class Loop:
         stats |= self._spread_metrics | self._sampler_gap_metrics(rollout)
         stats |= self.updater.update(self.step, rollout, targets)
         optimized = time.monotonic()
-        self.ahead.finish()
-        waited += time.monotonic() - optimized
+        if config.rollout.lag:
+            self.ahead.finish()
+            waited += time.monotonic() - optimized
         self.kl_controller.update(stats["rollout/kl"], config.rollout.batch_size)
         if self.lagrangian is not None:
             stats |= self.lagrangian.metrics(stats)
