@@ -238,20 +238,20 @@ def _read_packed_row(
         rows: the prompt of each response, (B,).
         cache: gets a row for each response, with its prompt on the right.
     """
-    groups = [(0, len(prompt)) for prompt in prompts]
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=rows.device)
+    lengths, order = [len(prompt) for prompt in prompts], rows.tolist()
+    groups = [(0, length) for length in lengths]
     read = DynamicCache()
     logits: Tensor = policy(
         input_ids=torch.tensor([[token for prompt in prompts for token in prompt]], device=rows.device),
         position_ids=packed_positions(groups).to(rows.device),
         past_key_values=read,
-        logits_to_keep=lengths.cumsum(0) - 1,
+        logits_to_keep=torch.tensor(lengths, device=rows.device).cumsum(0) - 1,
         **{**options_of(base), "use_cache": True},
         **row_arguments(groups),
     ).logits[0]
     for layer in cache.layers:
         row = read.layers.pop(0)  # which frees it
-        layer.unpack(row.keys, row.values, lengths.tolist(), rows.tolist())
+        layer.unpack(row.keys, row.values, lengths, order)
     return logits[rows]
 
 
