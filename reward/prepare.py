@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,7 +17,7 @@ from alignment.config.arguments import trainer_arguments
 from alignment.config.sections import ADAPTERS, SCRATCH
 from alignment.data.check import DataReport, Inspector
 from alignment.data.reading import Records
-from alignment.distributed import processes
+from alignment.distributed import processes, zero3
 from alignment.errors import ConfigError, ModelError
 from alignment.models import methods
 from alignment.models.classifiers import AnyClassifier
@@ -172,7 +171,7 @@ def _check(config: RewardStageConfig) -> None:
 def _check_shared_base(config: RewardStageConfig, start: start_model.StartModel) -> None:
     """Refuse an ensemble of adapters on a base that has new weights besides the head."""
     path, trust = start.source.config_path, config.model.trust_remote_code
-    with torch.device("meta"):
+    with zero3.on_meta_device():
         shape = AutoConfig.from_pretrained(path, trust_remote_code=trust)
         model = AnyClassifier.from_config(shape, trust_remote_code=trust)
     if not isinstance(getattr(model, "score", None), nn.Linear):

@@ -34,7 +34,7 @@ def is_checked_in_shards(path: str, trust_remote_code: bool) -> bool:
     if not (processes.launched_zero_stage() == 3 or processes.under_fsdp()):
         return False
     shape = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    with zero3.unpartitioned_loading(), torch.device("meta"):
+    with zero3.on_meta_device():
         model = AnyClassifier.from_config(shape, trust_remote_code=trust_remote_code)
     return isinstance(getattr(model, "score", None), nn.Linear)
 

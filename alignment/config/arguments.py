@@ -151,13 +151,13 @@ class ArgumentType(typing.NamedTuple):
     """What a value of an argument may be."""
 
     names: list[str] | None
-    """Of `_SIMPLE`; None: an unusual type, which is left to the class."""
+    """Names in `_SIMPLE`; None: an unusual type, which is left to the class."""
     text: str
-    """For errors."""
+    """The type as errors write it."""
 
     @classmethod
     def of(cls, hint: Any) -> ArgumentType:
-        """Of a type hint."""
+        """Read a type hint."""
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         names = [str(getattr(option, "__name__", option)) for option in options]
         text = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
@@ -182,7 +182,7 @@ class ArgumentTypes:
 
     @classmethod
     def of(cls, config_class: type) -> Self:
-        """Of a dataclass."""
+        """Read the fields of a dataclass."""
         hints = typing.get_type_hints(config_class)
         fields = dataclasses.fields(config_class)
         return cls(config_class.__name__, {f.name: ArgumentType.of(hints[f.name]) for f in fields if f.init})

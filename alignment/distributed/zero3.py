@@ -212,6 +212,14 @@ def unpartitioned_loading() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def on_meta_device() -> Iterator[None]:
+    """Make models without weights inside the context. Under ZeRO-3 transformers would partition a part of some, which
+    fails without weights: a Llama's classifier was then taken for one that transformers does not have."""
+    with unpartitioned_loading(), torch.device("meta"):
+        yield
+
+
 class _Shards(hf_deepspeed.HfDeepSpeedConfig):
     """How `loading_in_shards` tells transformers to load."""
 

@@ -250,7 +250,7 @@ def _read_packed_row(
         **row_arguments(groups),
     ).logits[0]
     for layer in cache.layers:
-        row = read.layers.pop(0)  # which frees it
+        row = read.layers.pop(0)  # frees the layer, so that only one is held twice
         layer.unpack(row.keys, row.values, lengths, order)
     return logits[rows]
 

@@ -307,7 +307,7 @@ def _share_of(answer: Callable[[], tuple[Any, Any, float]] | None, count: int) -
             return None
         try:
             return answer()
-        except Exception as error:  # whatever the client or the server raise
+        except Exception as error:  # client and server raise many kinds of errors
             raise GenerationError(f"rollout.vllm: vLLM failed while it sampled: {_first_line(error)}") from error
 
     ids, logprobs, seconds = processes.gather_lists([processes.on_every_process(wait)])[0][0]

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from alignment.distributed import zero3
 from alignment.errors import UserError
 
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, NotImplementedError, ImportError)
@@ -94,7 +95,7 @@ def needs_own(config: PreTrainedConfig) -> bool:
         return True  # a class for another config would be built with that config's default sizes
     if not (getattr(config, "is_decoder", False) or causal.__name__ in (config.architectures or ())):
         return False
-    with torch.device("meta"):
+    with zero3.on_meta_device():
         try:
             return not isinstance(getattr(theirs(config), "score", None), nn.Linear)
         except FAILURES:
@@ -103,7 +104,7 @@ def needs_own(config: PreTrainedConfig) -> bool:
 
 def why_no_scores(config: PreTrainedConfig, trust_remote_code: bool = False) -> str | None:
     """The reason why this config cannot make a reward model; None if it can."""
-    with torch.device("meta"):
+    with zero3.on_meta_device():
         try:
             AnyClassifier.from_config(config, trust_remote_code=trust_remote_code)
         except FAILURES as error:
@@ -113,7 +114,7 @@ def why_no_scores(config: PreTrainedConfig, trust_remote_code: bool = False) -> 
 
 def body_width(config: PreTrainedConfig) -> int:
     """Width of the last hidden states: not the hidden size if the body ends in a projection (OPT-350m)."""
-    with torch.device("meta"):
+    with zero3.on_meta_device():
         try:
             score = getattr(AnyClassifier.from_config(config), "score", None)
         except FAILURES:

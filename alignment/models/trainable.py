@@ -6,7 +6,6 @@ import copy
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -198,7 +197,7 @@ def skeleton(shape: PreTrainedConfig, config: ModelConfig, *, scalar: bool = Fal
     shape = copy.deepcopy(shape)
     shape.num_labels = 1  # used by scalar models only
     kind: Any = AnyClassifier if scalar else AutoModelForCausalLM
-    with torch.device("meta"):
+    with zero3.on_meta_device():
         model = kind.from_config(shape, trust_remote_code=config.trust_remote_code)
         return apply_method(model, config)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 
 from alignment.config.sections import ModelConfig
-from alignment.distributed import one_reader, processes
+from alignment.distributed import one_reader, processes, zero3
 from alignment.errors import ModelError
 from alignment.models.classifiers import FAILURES
 from alignment.models.sources import ModelSource, load_errors, quiet_loading
@@ -64,7 +64,7 @@ def _empty(kind: type, path: str, config: ModelConfig | None, options: dict[str,
     try:
         shape = AutoConfig.from_pretrained(path, trust_remote_code=trusted, **options)
         shape.dtype = dtype
-        with torch.device("meta"):
+        with zero3.on_meta_device():
             model: PreTrainedModel = kind.from_config(  # type: ignore[attr-defined]
                 shape, dtype=dtype, trust_remote_code=trusted
             )

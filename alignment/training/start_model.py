@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignment.config.sections import SCRATCH, ScratchConfig, TrainerConfig
-from alignment.distributed import processes
+from alignment.distributed import processes, zero3
 from alignment.models.policies import build_scratch_model
 from alignment.models.same_tokenizer import check_same
 from alignment.models.sources import ModelSource, find_model
@@ -44,7 +44,7 @@ def start_model(config: TrainerConfig, registry: Registry, texts: Iterable[str],
     name = config.model.name
     if name.startswith(SCRATCH):
         tokenizer = processes.on_main_process(lambda: _scratch_tokenizer(config, texts))
-        with torch.device("meta"):  # checks the shape without using memory
+        with zero3.on_meta_device():  # checks the shape without using memory
             _scratch_model(config, tokenizer)
         return StartModel(ModelSource(name), tokenizer)
     source = processes.on_main_process(

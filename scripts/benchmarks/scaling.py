@@ -1,7 +1,7 @@
 """How the time of our sampling and of a PPO update grows with the size of the work: exponents, ours alone.
 
 One size is changed at a time, on a Llama of a few million parameters with random weights. The sizes take turns, so that
-whatever else the machine does falls on all. An exponent is the slope of the logarithm of the CPU seconds over that of
+other work of the machine slows all of them. An exponent is the slope of the logarithm of the CPU seconds over that of
 the size, by least squares: 1 is linear. Sizes that all together fit in a cache can look better than that.
 """
 
@@ -20,7 +20,7 @@ SIZES: dict[str, tuple[int, ...]] = {
     "responses to a prompt": (1, 2, 4, 8),
     "vocabulary": (4096, 16384, 65536),
 }
-"""Of each size its values; the others keep theirs. With more responses to a prompt there are as many prompts."""
+"""The values of each size; the others stay as they are. With more responses to a prompt there are as many prompts."""
 
 
 class SampledWork(NamedTuple):

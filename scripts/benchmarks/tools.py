@@ -1,7 +1,7 @@
 """Measure what starting costs: processor seconds of whole commands, as ratios to an empty Python in the same round.
 
 Processor time, and not the clock, since other work on the machine stretches that. All commands take turns, so that
-whatever else the machine does falls on all. The rating script is measured to its first item, in a terminal.
+other work of the machine slows all of them. The rating script is measured to its first item, in a terminal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def measure(folder: Path, options: Namespace) -> dict[str, Any]:
 
     from alignment.terminal import progress
 
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # that of the person who measures stays as it is
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # the user's own cache is left alone
     with contextlib.redirect_stdout(sys.stderr):  # libraries greet when they are imported
         world = _world(folder, options)
     commands = _commands(folder, world)

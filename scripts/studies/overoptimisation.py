@@ -22,8 +22,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "development" / "studies" / "overoptimisation.md"
 PICTURE = PAGE.with_name("overoptimisation.png")
@@ -260,10 +261,31 @@ def write_page(rows: Sequence[dict[str, Any]]) -> None:
     """Write the picture and the table between the page's markers; the rest of the page is kept."""
     runs = curves(rows)
     draw(runs)
+    write_table(PAGE, "Over-optimisation", table(runs))
+
+
+def write_table(page: Path, title: str, lines: str) -> None:
+    """Write a table between the markers of a page; the rest of the page is kept."""
     start, end = "<!-- table -->", "<!-- end -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Over-optimisation\n\n{start}\n{end}\n"
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# {title}\n\n{start}\n{end}\n"
     before, _, rest = text.partition(start)
-    PAGE.write_text(f"{before}{start}\n{table(runs)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    page.write_text(f"{before}{start}\n{lines}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def append_runs(path: Path, wanted: Sequence[T], run: Callable[[T], Iterable[dict[str, Any]]], *shown: str) -> None:
+    """Append the rows of each run, when it is complete.
+
+    Args:
+        shown: figures of a run's last row for the progress line.
+    """
+    from alignment.terminal import progress
+
+    with progress("runs", len(wanted)) as line:
+        for cell in wanted:
+            rows = list(run(cell))
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+            line.advance(1, **{name: rows[-1][name] for name in shown})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -286,7 +308,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="all rows as one JSON object on stdout")
     options = parser.parse_args(argv)
     from alignment.errors import UserError
-    from alignment.terminal import progress
     from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
@@ -299,12 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             train_reward_models(options.seeds[0])
             done = {cell for cell, course in curves(read_rows(path)).items() if course[-1]["step"] == STEPS}
             wanted = [cell for cell in cells(options.seeds) if cell not in done][: 1 if options.quick else None]
-            with progress("runs", len(wanted)) as line:
-                for cell in wanted:
-                    rows = list(run(cell))
-                    with path.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in rows)
-                    line.advance(1, gold=rows[-1]["gold"], proxy=rows[-1]["proxy"])
+            append_runs(path, wanted, run, "gold", "proxy")
         rows = read_rows(path)
         if not options.quick:
             write_page(rows)

@@ -13,7 +13,6 @@ All runs have one SFT model and one reward model. Rows are appended to HOME/rows
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.overoptimisation import make_loop, read_rows, stage
+from studies.overoptimisation import append_runs, make_loop, read_rows, stage, write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "development" / "studies" / "two-heads.md"
@@ -236,10 +235,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> None:
 def write_page(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the picture and the table between the page's markers; the rest of the page is kept."""
     draw(rows)
-    start, end = "<!-- table -->", "<!-- end -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Two heads\n\n{start}\n{end}\n"
-    before, _, rest = text.partition(start)
-    PAGE.write_text(f"{before}{start}\n{table(rows)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    write_table(PAGE, "Two heads", table(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,7 +250,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
     options = parser.parse_args(argv)
     from alignment.errors import UserError
-    from alignment.terminal import progress
     from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
@@ -266,12 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prepare(options.seeds[0])
             done = last_rows(read_rows(path))
             wanted = [cell for cell in cells(options.seeds) if cell not in done][: 1 if options.quick else None]
-            with progress("runs", len(wanted)) as line:
-                for cell in wanted:
-                    rows = list(run(cell))
-                    with path.open("a", encoding="utf-8") as file:
-                        file.writelines(json.dumps(row) + "\n" for row in rows)
-                    line.advance(1, facts=rows[-1]["head_facts"], manners=rows[-1]["head_manners"])
+            append_runs(path, wanted, run, "head_facts", "head_manners")
         if not options.quick:
             write_page(read_rows(path))
     except UserError as error:

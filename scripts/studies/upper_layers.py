@@ -13,7 +13,6 @@ are appended to HOME/rows.jsonl; existing runs are not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -22,7 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.overoptimisation import make_loop, prepare, read_rows, stage
+from benchmarks.ppo_learning import interval
+
+from studies.overoptimisation import append_runs, make_loop, prepare, read_rows, stage, write_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "development" / "studies" / "upper-layers.md"
@@ -90,15 +91,6 @@ def run(setting: str, seed: int) -> dict[str, Any]:
 # --- the page ------------------------------------------------------------------------------------------------------
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and Student's 95% interval of it."""
-    from scipy.stats import t
-
-    mean = statistics.fmean(values)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line for each setting, and the difference by seed with its interval."""
     found = {name: {row["seed"]: row for row in rows if row["setting"] == name} for name in SETTINGS}
@@ -109,12 +101,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         label = "all layers" if name == "all" else "the upper half"
         lines.append(f"| {label} | {means[0]:.3f} | {means[1]:.2f} | {means[2] / STEPS:.2f} |")
     if len(seeds) > 1:
-        gold = t_interval([found["upper"][seed]["gold"] - found["all"][seed]["gold"] for seed in seeds])
+        gold, (low, high) = interval([found["upper"][seed]["gold"] - found["all"][seed]["gold"] for seed in seeds])
         ratios = [found["upper"][seed]["cpu_seconds"] / found["all"][seed]["cpu_seconds"] for seed in seeds]
         lines += [
             "",
-            f"Upper half less all, by seed: gold {gold[0]:+.3f} (Student's 95% interval {gold[1]:+.3f} to "
-            f"{gold[2]:+.3f}, {len(seeds)} seeds). CPU time, upper half over all: {statistics.median(ratios):.2f} "
+            f"Upper half less all, by seed: gold {gold:+.3f} (Student's 95% interval {low:+.3f} to "
+            f"{high:+.3f}, {len(seeds)} seeds). CPU time, upper half over all: {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}).",
         ]
     return "\n".join(lines)
@@ -122,10 +114,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_page(rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the table between the page's markers; the rest of the page is kept."""
-    start, end = "<!-- table -->", "<!-- end -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Adapters on the upper layers\n\n{start}\n{end}\n"
-    before, _, rest = text.partition(start)
-    PAGE.write_text(f"{before}{start}\n{table(rows)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    write_table(PAGE, "Adapters on the upper layers", table(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +129,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--page", action="store_true", help="only write the page from existing rows")
     options = parser.parse_args(argv)
     from alignment.errors import UserError
-    from alignment.terminal import progress
     from alignment.training.stage import quiet_libraries
 
     quiet_libraries()
@@ -154,12 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = {(row["setting"], row["seed"]) for row in read_rows(path)}
             seeds = options.seeds[:1] if options.quick else options.seeds
             wanted = [(name, seed) for seed in seeds for name in SETTINGS if (name, seed) not in done]
-            with progress("runs", len(wanted)) as line:
-                for name, seed in wanted:
-                    row = run(name, seed)
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-                    line.advance(1, gold=row["gold"], kl=row["kl"])
+            append_runs(path, wanted, lambda cell: [run(*cell)], "gold", "kl")
         if not options.quick:
             write_page(read_rows(path))
     except UserError as error:

@@ -344,6 +344,20 @@ def test_all_64_bits_of_a_seed_count():
 # The cache
 
 
+def test_padding_beside_packed_prompts_is_no_nan(monkeypatch):
+    """Memory that was used before may hold NaN, which no mask takes out of attention's sum."""
+
+    def dirty(layer, *like):
+        layer._storage = [torch.full((*x.shape[:2], layer._capacity, x.shape[3]), torch.nan) for x in like]
+
+    policy = digits.llama(transformers.LlamaForCausalLM, 1)
+    attend_by_group(policy)
+    clean = sample(policy, ROWS, how())
+    assert way_of(policy) == "packed"
+    monkeypatch.setattr(PreallocatedLayer, "_allocate", dirty)
+    assert sample(policy, ROWS, how()) == clean
+
+
 def test_the_cache_holds_what_transformers_holds_through_repeats_and_drops():
     policy = digits.llama(transformers.LlamaForCausalLM, 1)
     ours, theirs = make_cache(policy, 12), transformers.DynamicCache(config=policy.config)

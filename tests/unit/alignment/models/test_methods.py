@@ -264,7 +264,7 @@ def trained_folder(folder, base, tokenizer, config, seed=1):
     adapted.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink()
-    saved_adapters.name_base(folder, "whatever")
+    saved_adapters.name_base(folder, "a name")
     return adapted.eval()
 
 
